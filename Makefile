@@ -1,0 +1,51 @@
+# make lottery | make test: both set everything up first.
+# PYTHON=/path/to/python3.12 picks another interpreter, EXTRA=cuda12 an accelerator.
+PYTHON ?= python3
+EXTRA ?=
+NEWEST := $(firstword $(foreach v,3.13 3.12,$(shell command -v python$(v) 2>/dev/null)) \
+            $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[23].*/bin/python3))))
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed-run$(EXTRA)
+DEV := $(VENV)/.installed-dev$(EXTRA)
+comma := ,
+
+.PHONY: lottery test test-newest lint types imports pytest figures clean
+lottery: $(RUN)
+	$(BIN)/dagjax lottery $(ARGS)
+
+test: lint types imports pytest
+
+test-newest:
+	@test -n "$(NEWEST)" || { echo "no Python 3.12 or later found; set PYTHON and use make test"; exit 2; }
+	$(MAKE) test PYTHON=$(NEWEST)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+imports: $(DEV)
+	$(BIN)/lint-imports
+
+pytest: $(DEV)
+	$(BIN)/python -m pytest -n 2
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dagjax needs Python 3.11 or later, got $(VERSION); set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all$(if $(EXTRA),$(comma)$(EXTRA))]'
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev$(if $(EXTRA),$(comma)$(EXTRA))]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What is computed: graphs of functions, their level factors, rewrites, a zoo."""

@@ -1,0 +1,341 @@
+"""The network: a static graph with its parameters and state, a pytree."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.graph.functions import Function, Params, State, as_function
+from dagjax.graph.merges import Port
+from dagjax.graph.topology import Arc, Graph, GraphError, Space
+
+Values = dict[str, Any]  # {node: array, or a tuple of ports}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "state"],
+    meta_fields=["graph"],
+)
+@dataclasses.dataclass(frozen=True)
+class DAG:
+    """A network as a directed acyclic graph of functions.
+
+        h_v = b_v + sum over arcs u -> v of  gate * f(params, h_u)
+
+    A pytree: `graph` is static, `params` are trained, `state` (statistics) is not.
+    `jit`, `vmap` and checkpoints take the whole DAG; differentiate `dag.params`.
+
+    Args:
+        graph: Nodes and arcs.
+        params: `{arc: parameters}`.
+        state: `{arc: {collection: variables}}`.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+        >>> dag(jnp.ones((5, 4))).shape
+        (5, 3)
+        >>> loss = lambda params, x: dag.replace(params=params)(x).sum()
+        >>> grads = jax.grad(loss)(dag.params, jnp.ones((5, 4)))
+        >>> jax.tree.map(jnp.shape, grads["Dense"])
+        {'bias': (8,), 'kernel': (4, 8)}
+    """
+
+    graph: Graph
+    params: dict[str, Params]
+    state: dict[str, State]
+
+    def __call__(self, *xs: Any, gates: Mapping[str, Any] | None = None) -> Any:
+        """The outputs at `xs`, in inference mode.
+
+        Args:
+            *xs: One array `[B, ...]` for each input node.
+            gates: `{arc: gate}` that scale what each arc delivers; 1 where not named.
+
+        Returns:
+            The value of the output node; a tuple where there are several.
+        """
+        return self.apply(*xs, gates=gates)[0]
+
+    def apply(
+        self,
+        *xs: Any,
+        gates: Mapping[str, Any] | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> tuple[Any, dict[str, State]]:
+        """Outputs and new state; `train=True` updates batch statistics, drops out.
+
+        Args:
+            *xs: One array `[B, ...]` for each input node.
+            gates: `{arc: gate}`; 1 where not named.
+            train: Static mode flag, handed to modules that take one.
+            key: For random arcs in train mode; each arc draws from its own stream.
+        """
+        values, state = start(self.graph, xs), self.state
+        self.graph.select(gates or ())  # names that do not exist
+        for arcs in self.graph.at_level:
+            values, state = sweep(
+                self.graph, arcs, self.params, state, values,
+                gates=gates, train=train, key=key,
+            )  # fmt: skip
+        outputs = tuple(read(self.graph, values, node) for node in self.graph.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs, state
+
+    def replace(self, **changes: Any) -> DAG:
+        """A copy with other fields: `dag.replace(params=params)`."""
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        return f"DAG({self.graph!r}, {count_params(self.params):,} parameters)"
+
+
+def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
+    """Initialize every arc from the shapes of an example batch.
+
+    Arc `a` draws from `fold_in(key, hash of the name a)`, so an arc that is deleted or
+    inserted leaves the others' initial values alone.
+
+    Args:
+        key: A typed key.
+        graph: The graph.
+        *xs: One example `[B, ...]` for each input node; shapes and dtypes are enough.
+
+    Returns:
+        A DAG whose graph knows the space of every node.
+
+    Raises:
+        GraphError: If two arcs of a sum deliver different shapes.
+
+    Example:
+        >>> import dagjax as dj, jax, jax.numpy as jnp
+        >>> dj.init(jax.random.key(0), dj.zoo.lenet_300_100(), jnp.ones((1, 28, 28, 1)))
+        DAG(Graph(4 nodes, 3 arcs, 3 levels: in -> out), 266,610 parameters)
+    """
+    specs = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in xs]
+    params, state = {}, {}
+    values = jax.eval_shape(functools.partial(start, graph), specs)
+    for arc in graph.arcs:
+        x = jax.eval_shape(functools.partial(read, graph, node=arc.source), values)
+        try:
+            own, held = arc.fn.init(jax.random.fold_in(key, stream(arc)), x)
+            y, _ = jax.eval_shape(
+                functools.partial(arc.fn.apply, train=False, key=None), own, held, x
+            )
+        except Exception as error:
+            error.add_note(f"in {arc!r}, whose input is {_shape(x)}")
+            raise
+        _check_sum(graph, arc, values, y)
+        values = jax.eval_shape(functools.partial(deliver, graph, arc), values, y)
+        params |= {arc.name: own} if jax.tree.leaves(own) else {}
+        state |= {arc.name: held} if jax.tree.leaves(held) else {}
+    batch = specs[0].shape[:1]
+    spaces = jax.tree.map(lambda v: _space(v, batch), _values_only(values))
+    return DAG(graph.replace(spaces=spaces), params, state)
+
+
+def gates(dag: DAG | Graph) -> dict[str, jax.Array]:
+    """All gates open: `{arc: 1.0}`.
+
+    Example:
+        >>> import dagjax as dj
+        >>> dj.gates(dj.zoo.lenet_300_100())
+        {'fc1': Array(1., dtype=float32), 'fc2': ..., 'fc3': ...}
+    """
+    graph = dag.graph if isinstance(dag, DAG) else dag
+    return {arc.name: jnp.ones(()) for arc in graph.arcs}
+
+
+def inject(dag: DAG, *xs: Any) -> Values:
+    """The injection `b`: inputs at the input nodes, zero at all others.
+
+    Args:
+        dag: The network.
+        *xs: One array `[B, ...]` for each input node.
+
+    Returns:
+        `{node: value}`; a merge node's value is a tuple of ports.
+    """
+    return start(dag.graph, xs, nodes=dag.graph.nodes)
+
+
+def start(
+    graph: Graph, xs: Iterable[Any], nodes: Iterable[str] | None = None
+) -> Values:
+    """Values before level 1: the inputs, and zeros where no arc will deliver.
+
+    Args:
+        graph: The graph.
+        xs: One array for each input node.
+        nodes: The nodes that get zeros; by default those without in-arcs.
+    """
+    xs = tuple(xs)
+    if len(xs) != len(graph.inputs):
+        raise GraphError(
+            f"the network has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), "
+            f"got {len(xs)} arrays"
+        )
+    values: Values = dict(zip(graph.inputs, map(jnp.asarray, xs), strict=True))
+    batch = values[graph.inputs[0]].shape[:1]
+    fed = {(arc.target, arc.port) for arc in graph.arcs} if nodes is None else set()
+    for node in graph.nodes if nodes is None else nodes:
+        if node not in values:
+            values[node] = _empty(graph, node, batch, fed)
+    return values
+
+
+def sweep(
+    graph: Graph,
+    arcs: Iterable[Arc],
+    params: dict[str, Params],
+    state: dict[str, State],
+    values: Values,
+    *,
+    gates: Mapping[str, Any] | None = None,
+    train: bool = False,
+    key: jax.Array | None = None,
+    sign: int = 1,
+) -> tuple[Values, dict[str, State]]:
+    """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values."""
+    new, kept = values, state
+    for arc in arcs:
+        own, held = params.get(arc.name, {}), state.get(arc.name, {})
+        random = None if key is None else jax.random.fold_in(key, stream(arc))
+        x = read(graph, values, arc.source)
+        y, updated = arc.fn.apply(own, held, x, train=train, key=random)
+        if updated is not held:
+            kept = {**kept, arc.name: updated}
+        gate = None if gates is None else gates.get(arc.name)
+        new = deliver(graph, arc, new, y, gate, sign)
+    return new, kept
+
+
+def read(graph: Graph, values: Values, node: str) -> Any:
+    """What an arc sees at a node: the sum, or the merge of its ports."""
+    merge = graph.merge_of.get(node)
+    return values[node] if merge is None else merge(values[node])
+
+
+def deliver(
+    graph: Graph, arc: Arc, values: Values, y: Any, gate: Any = None, sign: int = 1
+) -> Values:
+    """Add `gate * y` at the target of the arc, and the gate to its port's presence."""
+    if gate is not None:
+        y = jnp.asarray(gate).astype(y.dtype) * y
+    old = values.get(arc.target)
+    if arc.port is None:
+        return {**values, arc.target: _add(old, y, sign)}
+    presence = jnp.ones((), y.dtype) if gate is None else jnp.asarray(gate, y.dtype)
+    ports = list(old or [Port(None, None)] * graph.ports(arc.target))  # pyright: ignore
+    value, before = ports[arc.port]
+    ports[arc.port] = Port(_add(value, y, sign), _add(before, presence, sign))
+    return {**values, arc.target: tuple(ports)}
+
+
+def stream(arc: Arc) -> int:
+    """The number under which an arc draws its random numbers: a hash of its name."""
+    return zlib.crc32(arc.name.encode())
+
+
+def count_params(params: Any) -> int:
+    """The number of scalars in a tree of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+class Nested(Function):
+    """A graph as the function of one arc."""
+
+    def __init__(self, graph: Graph):
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise GraphError(
+                f"one arc holds a graph with one input and one output; {graph!r} has "
+                f"{len(graph.inputs)} and {len(graph.outputs)}"
+            )
+        super().__init__(graph, graph, "block")
+
+    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+        """Parameters and state of the arcs inside, under their names."""
+        dag = init(key, self.fn, x)
+        return dag.params, dag.state
+
+    def apply(
+        self, params: Params, state: State, x: Any, *, train: bool, key: Any
+    ) -> tuple[Any, State]:
+        """The output of the graph inside."""
+        return DAG(self.fn, params, state).apply(x, train=train, key=key)
+
+    def __repr__(self) -> str:
+        return " > ".join(repr(arc.fn) for arc in self.fn.arcs)
+
+
+@as_function.register
+def _(fn: Graph) -> Function:
+    return Nested(fn)
+
+
+def _add(old: Any, y: Any, sign: int) -> Any:
+    if old is None:
+        return y if sign > 0 else -y
+    return old + y if sign > 0 else old - y
+
+
+def _empty(graph: Graph, node: str, batch: tuple[int, ...], fed: set) -> Any:
+    """Zeros where `(node, port)` is not fed, None where an arc will deliver."""
+    ports = graph.ports(node)
+    if ports is None:
+        return None if (node, None) in fed else _zeros(graph, node, None, batch)
+    return tuple(
+        Port(None, None)
+        if (node, port) in fed
+        else Port(zeros := _zeros(graph, node, port, batch), jnp.zeros((), zeros.dtype))
+        for port in range(ports)
+    )
+
+
+def _zeros(
+    graph: Graph, node: str, port: int | None, batch: tuple[int, ...]
+) -> jax.Array:
+    space = graph.space_of.get(node)
+    if space is None:
+        raise GraphError(
+            f"the shape of node {node!r} is not known; dagjax.init finds it"
+        )
+    space = space if port is None else space[port]
+    return jnp.zeros((batch if space.batched else ()) + space.shape, space.dtype)
+
+
+def _values_only(values: Values) -> Values:
+    return {
+        node: tuple(p.value for p in v) if isinstance(v, tuple) else v
+        for node, v in values.items()
+    }
+
+
+def _space(value: Any, batch: tuple[int, ...]) -> Space:
+    batched = bool(batch) and value.shape[:1] == batch
+    return Space(value.shape[1:] if batched else value.shape, str(value.dtype), batched)
+
+
+def _check_sum(graph: Graph, arc: Arc, values: Values, y: Any) -> None:
+    if not hasattr(y, "shape"):
+        raise GraphError(f"{arc!r} must return one array, got {type(y).__name__}")
+    old = values.get(arc.target)
+    if arc.port is None and old is not None and old.shape != y.shape:
+        others = [a.name for a in graph.arcs_into(arc.target) if a.name != arc.name]
+        raise GraphError(
+            f"node {arc.target!r} sums different shapes: {', '.join(others)} deliver "
+            f"{old.shape}, {arc.name} delivers {y.shape}; give the odd one a projection"
+        )
+
+
+def _shape(x: Any) -> str:
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else str(x)

@@ -1,0 +1,124 @@
+"""Change the structure: delete, insert, keep a part, cut off above a level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dagjax.graph.dag import DAG
+from dagjax.graph.functions import Params, State
+from dagjax.graph.topology import Arc, GraphError, ancestors
+
+
+def delete(dag: DAG, arcs: str | Iterable[str]) -> DAG:
+    """Remove arcs; all other factors of the network are kept.
+
+    The nodes stay: a node without in-arcs reads zero, as if all its gates were 0.
+
+    Args:
+        dag: The network.
+        arcs: Names of the arcs to remove.
+
+    Raises:
+        GraphError: If there is no such arc.
+
+    Example:
+        >>> import dagjax as dj, jax, jax.numpy as jnp
+        >>> x = jnp.ones((1, 8, 8, 1))
+        >>> dag = dj.init(jax.random.key(0), dj.zoo.resnet(8), x)
+        >>> len(dj.delete(dag, ["block2/branch"]).graph.arcs)
+        7
+    """
+    gone = {arc.name for arc in dag.graph.select(arcs)}
+    return subnetwork(dag, (a.name for a in dag.graph.arcs if a.name not in gone))
+
+
+def subnetwork(dag: DAG, arcs: str | Iterable[str]) -> DAG:
+    """Keep these arcs only, and all nodes.
+
+    Args:
+        dag: The network.
+        arcs: Names of the arcs to keep.
+
+    Raises:
+        GraphError: If there is no such arc.
+    """
+    kept = dag.graph.select(arcs)
+    return DAG(
+        dag.graph.replace(arcs=kept),
+        {a.name: dag.params[a.name] for a in kept if a.name in dag.params},
+        {a.name: dag.state[a.name] for a in kept if a.name in dag.state},
+    )
+
+
+def insert(
+    dag: DAG, arc: Arc, params: Params = None, state: State | None = None
+) -> DAG:
+    """Add an arc between nodes of the network; the levels are found anew.
+
+    Args:
+        dag: The network.
+        arc: The arc, under a name not yet taken.
+        params: Its parameters; nothing for an arc that has none.
+        state: Its state, likewise.
+
+    Raises:
+        GraphError: If a node is not there, or the arc would close a cycle (printed).
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> x = jnp.ones((2, 3))
+        >>> dag = dj.init(jax.random.key(0), dj.series(nn.Dense(3), nn.relu), x)
+        >>> dj.insert(dag, dj.Arc("skip", "in", "out", dj.identity)).graph
+        Graph(3 nodes, 3 arcs, 2 levels: in -> out)
+    """
+    for node in (arc.source, arc.target):
+        if node not in dag.graph.levels:
+            raise GraphError(
+                f"{arc!r}: no node named {node!r}; the nodes are "
+                f"{', '.join(dag.graph.nodes)}"
+            )
+    return DAG(
+        dag.graph.replace(arcs=(*dag.graph.arcs, arc)),
+        dag.params | ({arc.name: params} if params else {}),
+        dag.state | ({arc.name: state} if state else {}),
+    )
+
+
+def node_functions(dag: DAG, level: int) -> dict[str, DAG]:
+    """The functions of all nodes up to a level: the rows of `L_l o ... o L_1`.
+
+    Args:
+        dag: The network.
+        level: Nodes of at most this level.
+
+    Returns:
+        `{node: f}`, where `f(x)` is the value of that node; each is a network again.
+
+    Raises:
+        ValueError: If the level is not one of 0, ..., depth.
+
+    Example:
+        >>> import dagjax as dj, jax, jax.numpy as jnp
+        >>> x = jnp.ones((1, 28, 28, 1))
+        >>> dag = dj.init(jax.random.key(0), dj.zoo.lenet_300_100(), x)
+        >>> dj.node_functions(dag, 1)
+        {'in': DAG(Graph(1 nodes, 0 arcs, 0 levels: in -> in), 0 parameters),
+         'n1': DAG(Graph(2 nodes, 1 arcs, 1 levels: in -> n1), 235,500 parameters)}
+    """
+    levels = dag.graph.levels
+    if not 0 <= level <= dag.graph.depth:
+        raise ValueError(
+            f"level {level}: the network has levels 0 to {dag.graph.depth}"
+        )
+    return {node: _up_to(dag, node) for node in levels if levels[node] <= level}
+
+
+def _up_to(dag: DAG, node: str) -> DAG:
+    nodes = ancestors(dag.graph, [node]) | {*dag.graph.inputs}
+    part = subnetwork(dag, (a.name for a in dag.graph.arcs if a.target in nodes))
+    graph = part.graph.replace(
+        outputs=node,
+        merges={n: m for n, m in dag.graph.merges if n in nodes},
+        spaces={n: s for n, s in dag.graph.spaces if n in nodes},
+    )
+    return part.replace(graph=graph)

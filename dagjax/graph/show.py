@@ -1,0 +1,106 @@
+"""A network as a table: levels, nodes, arcs, shapes, parameter counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.graph.dag import DAG, count_params, init
+from dagjax.graph.topology import Graph, Space, count_paths
+
+_HEAD = ("level", "node", "shape", "arc", "from", "function", "parameters")
+
+
+def show(net: Graph | DAG, *xs: Any) -> None:
+    """Print a network as a table, one line an arc, grouped by level and node.
+
+    Args:
+        net: A graph or a network.
+        *xs: An example for each input, where the graph does not know their shapes;
+            without it shapes and parameter counts of a bare graph stay open.
+
+    Example:
+        >>> import dagjax as dj
+        >>> dj.show(dj.zoo.mlp((8, 3), input_shape=(4,)))
+        level  node  shape   arc  from  function                     parameters
+            0  in    [B, 4]
+            1  n1    [B, 8]  fc1  in    flatten > Dense(features=8)          40
+            2  out   [B, 3]  fc2  n1    relu > Dense(features=3)             27
+        3 nodes, 2 arcs, 2 levels, 1 path, 67 parameters
+    """
+    net = _with_shapes(net, xs)
+    lines = [_HEAD, *_lines(net)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if head in ("level", "parameters") else cell.ljust(width)
+            for head, cell, width in zip(_HEAD, line, widths, strict=True)
+        ]
+        print("  ".join(cells))
+    print(summary(net))
+
+
+def summary(net: Graph | DAG) -> str:
+    """One line: the counts.
+
+    Example:
+        >>> import dagjax as dj
+        >>> summary(dj.zoo.resnet(20))
+        '12 nodes, 20 arcs, 11 levels, 512 paths, 272,474 parameters'
+    """
+    net = _with_shapes(net, ())
+    graph = net.graph if isinstance(net, DAG) else net
+    counts = [
+        (len(graph.nodes), "node"),
+        (len(graph.arcs), "arc"),
+        (graph.depth, "level"),
+        (count_paths(graph), "path"),
+    ]
+    if isinstance(net, DAG):
+        counts.append((count_params(net.params), "parameter"))
+    return ", ".join(f"{n:,} {word}{'s' * (n != 1)}" for n, word in counts)
+
+
+def _with_shapes(net: Graph | DAG, xs: tuple[Any, ...]) -> Graph | DAG:
+    """Initialize abstractly, so that nothing of the network's size is computed."""
+    if isinstance(net, DAG):
+        return net
+    if not xs and not all(node in net.space_of for node in net.inputs):
+        return net
+    specs = xs or [_example(net.space_of[node]) for node in net.inputs]
+    abstract = lambda: init(jax.random.key(0), net, *specs)
+    return jax.eval_shape(abstract)
+
+
+def _example(space: Space) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *space.shape), jnp.dtype(space.dtype))
+
+
+def _lines(net: Graph | DAG) -> list[tuple[str, ...]]:
+    graph = net.graph if isinstance(net, DAG) else net
+    lines = []
+    for node, level in graph.levels.items():
+        first = (str(level), node, _shape(graph.space_of.get(node)))
+        arcs = graph.arcs_into(node)
+        if not arcs:
+            lines.append((*first, "", "", "", ""))
+        for arc in arcs:
+            port = "" if arc.port is None else f" [{arc.port}]"
+            count = (
+                f"{count_params(net.params.get(arc.name)):,}"
+                if isinstance(net, DAG)
+                else "?"
+            )
+            head = first if arc is arcs[0] else ("", "", "")
+            lines.append((*head, arc.name + port, arc.source, repr(arc.fn), count))
+    return lines
+
+
+def _shape(space: Space | tuple[Space, ...] | None) -> str:
+    if space is None:
+        return "?"
+    if isinstance(space, tuple):
+        return " | ".join(map(_shape, space))
+    return f"[{', '.join(['B'] * space.batched + [str(n) for n in space.shape])}]"
