@@ -31,5 +31,9 @@ from dagjax.graph.topology import Graph as Graph
 from dagjax.graph.topology import GraphError as GraphError
 from dagjax.graph.topology import count_paths as count_paths
 from dagjax.graph.topology import live_arcs as live_arcs
+from dagjax.sparsity import masks as masks
+from dagjax.sparsity import pruners as pruners
+from dagjax.sparsity import scores as scores
+from dagjax.sparsity import selection as selection
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from dagjax.experiments.examples import (
     fail,
     split,
 )
-from dagjax.experiments.idx import EXPANSION, file_size
+from dagjax.experiments.idx import file_size
 from dagjax.experiments.images import images, narrow
 
 _FIELDS = Data._fields
@@ -51,15 +51,13 @@ def npz(file: str | os.PathLike[str]) -> Data:
     ...     npz(f"{folder}/five.npz").x_train.shape
     (4, 5)
     """
-    arrays, source = _arrays(file), str(file)
+    source = str(file)
+    arrays = {k: _narrow(k, v, source) for k, v in _arrays(file).items()}
     if "x" in arrays:
         data = _held_out(arrays["x"], arrays["y"], source)
     else:
         data = check(Data(**arrays), source)
-    if data.x_train.dtype == np.uint8:
-        return images(data, source)
-    fields = data._asdict().items()
-    return check(Data(*(narrow(v, f"{source}: {k}") for k, v in fields)), source)
+    return images(data, source) if data.x_train.dtype == np.uint8 else data
 
 
 def cifar10(folder: str | os.PathLike[str]) -> Data:
@@ -93,12 +91,12 @@ def cifar10(folder: str | os.PathLike[str]) -> Data:
 
 def _arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The four arrays of an archive, or else its `x` and `y`."""
-    limit = file_size(file) * EXPANSION
+    file_size(file)
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
             return {
-                key: _array(archive, members[f"{key}.npy"], f"{file}: {key}", limit)
+                key: _array(archive, members[f"{key}.npy"], f"{file}: {key}")
                 for key in _keys(set(members), str(file))
             }
     except DataError:
@@ -118,16 +116,14 @@ def _keys(members: set[str], source: str) -> tuple[str, ...]:
     fail(f"{source}: {missing[0]}", f"only {found}", f"{', '.join(_FIELDS)}, or x, y")
 
 
-def _array(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int
-) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
     """One `.npy` member, read only if its header agrees with its size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         fail(where, f"compression method {info.compress_type}", "stored or deflated")
     with archive.open(info) as stream:
         shape, fortran, dtype = _header(stream, where)
         size = math.prod(shape) * dtype.itemsize
-        if info.file_size != stream.tell() + size or size > limit:
+        if info.file_size != stream.tell() + size:
             got = f"{info.file_size - stream.tell()} bytes of data"
             fail(where, got, f"{size} ({dtype}, shape {shape})")
         flat = np.frombuffer(stream.read(), dtype)
@@ -154,9 +150,14 @@ def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dt
     return shape, fortran, dtype
 
 
+def _narrow(key: str, value: np.ndarray, source: str) -> np.ndarray:
+    """Numbers in 32 bits, but pixels as they are."""
+    pixels = key.startswith("x") and value.dtype == np.uint8
+    return value if pixels else narrow(value, f"{source}: {key}")
+
+
 def _held_out(x: np.ndarray, y: np.ndarray, source: str) -> Data:
     """Examples split 80/20."""
-    check_array(x, f"{source}: x")
     check_array(y, f"{source}: y", labels=True)
     check_length(x, y, f"{source}: y", "x")
     if len(x) < 2:

@@ -17,7 +17,7 @@ _GZIP = b"\x1f\x8b"
 _MAX_NDIM = 32
 _CHUNK = 1 << 20
 # Deflate cannot expand further than this, so a larger promise is a lie.
-EXPANSION = 1032
+_EXPANSION = 1032
 
 
 def idx(folder: str | os.PathLike[str]) -> Data:
@@ -76,7 +76,7 @@ def read_idx(file: str | os.PathLike[str]) -> np.ndarray:
         if not packed:
             return _parse(raw, file, size)
         with gzip.GzipFile(fileobj=raw) as stream:
-            return _parse(stream, file, size * EXPANSION)
+            return _parse(stream, file, size * _EXPANSION)
 
 
 def file_size(file: str | os.PathLike[str]) -> int:

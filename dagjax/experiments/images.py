@@ -84,5 +84,6 @@ def _standardize(
 
 def _pixels(x: Array, where: str) -> np.ndarray:
     """A copy in float32, on the host."""
-    small = x.dtype == np.uint8
-    return np.array(x, np.float32) if small else narrow(x, where).astype(np.float32)
+    if x.dtype == np.uint8:  # always fits, and may be large
+        return np.array(x, np.float32, order="C")
+    return np.array(narrow(x, where), np.float32, order="C")

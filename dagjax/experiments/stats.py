@@ -36,6 +36,8 @@ class Interval(NamedTuple):
 class Test(NamedTuple):
     """A one-sided test: its p value, its answer, the upper confidence bound."""
 
+    __test__ = False  # for pytest: not a class of tests
+
     pvalue: float
     passed: bool
     bound: float
@@ -99,7 +101,7 @@ def time_to(losses: ArrayLike, steps: ArrayLike, target: ArrayLike) -> Floats:
         )
     if not np.all(np.diff(when) > 0):
         raise ValueError(
-            f"steps {when.tolist()} do not increase; sort them, no repeats"
+            f"steps {when.tolist()} do not increase; sort them, none twice"
         )
     goal = np.asarray(target, np.float64)[..., None]
     hit = np.isfinite(values) & np.isfinite(goal) & (values <= goal)

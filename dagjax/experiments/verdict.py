@@ -158,9 +158,8 @@ def verdict(
     (10, 0, True, True)
     """
     _check_levels(alpha, rounding)
-    base, sub, control = _prepare(
-        Curves(dense, ticket, random), steps, window, rounding
-    )
+    curves = Curves(dense, ticket, random)
+    base, sub, control = _prepare(curves, steps, window, rounding)
     ours, theirs = race(base, sub, steps), race(base, control, steps)
     final, final_dense = sub[:, -1], base[:, -1]
     level, horizon = 1 - alpha, float(np.asarray(steps)[-1])

@@ -1,0 +1,194 @@
+"""Which entries stay: `select(scores, mask, density) -> mask`.
+
+Laws: None stays None; new is a subset of old; kept = min(alive, round(density * N))
+exactly, N the number of prunable entries of the group; equal scores fall by index, the
+later one first; density 1 is the identity; safe under jit and vmap with traced density.
+
+Nothing is sorted: the threshold is found by bisection on the bits of the scores, so
+that only counts are needed (of each shard, where arrays are sharded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.sparsity import masks, units
+from dagjax.sparsity.masks import Mask, Path
+
+
+class Selection(Protocol):
+    """Keep the entries with the highest scores."""
+
+    def __call__(self, scores: Any, mask: Mask, density: Any) -> Mask:
+        """The new mask; `density` is a kept share in (0, 1], a number or an array."""
+        ...
+
+
+def grouped_topk(label: Callable[[Path], Hashable]) -> Selection:
+    """The highest scores within every group of leaves.
+
+    Args:
+        label: `path -> group`, path as in `jax.tree_util`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scores = {"a1": jnp.array([1.0, 2.0]), "a2": jnp.array([3.0, 4.0])}
+        >>> select = grouped_topk(lambda path: path[0].key[0])
+        >>> select(scores, {"a1": scores["a1"] > 0, "a2": scores["a2"] > 0}, 0.5)["a1"]
+        Array([False, False], dtype=bool)
+    """
+
+    def select(scores: Any, mask: Mask, density: Any) -> Mask:
+        _check(density)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(mask)
+        values = jax.tree.leaves(masks.tree_map(lambda _, s: s, mask, scores))
+        groups: dict[Hashable, list[int]] = {}
+        for i, (path, _) in enumerate(leaves):
+            groups.setdefault(label(path), []).append(i)
+        new: list[Any] = [None] * len(leaves)
+        for members in groups.values():
+            alive = [leaves[i][1] for i in members]
+            keep = _topk([values[i] for i in members], alive, density)
+            for i, leaf in zip(members, keep, strict=True):
+                new[i] = leaf
+        return jax.tree.unflatten(tree, new)
+
+    return select
+
+
+def global_topk(scores: Any, mask: Mask, density: Any) -> Mask:
+    """The highest scores of the whole tree.
+
+    Args:
+        scores: A tree of arrays, shaped like the mask.
+        mask: What is alive.
+        density: Kept share of all prunable entries, in (0, 1].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = jax.random.normal(jax.random.key(0), (10, 10))
+        >>> mask = global_topk(abs(w), w == w, 0.8)
+        >>> 100 - masks.kept(mask).item()
+        20
+    """
+    return grouped_topk(lambda path: 0)(scores, mask, density)
+
+
+def per_leaf_topk(scores: Any, mask: Mask, density: Any) -> Mask:
+    """The highest scores of every leaf, at one density.
+
+    Args:
+        scores: A tree of arrays, shaped like the mask.
+        mask: What is alive.
+        density: Kept share of every leaf, in (0, 1].
+    """
+    return grouped_topk(masks.own_label)(scores, mask, density)
+
+
+def structured(axis: int = -1, select: Selection = global_topk) -> Selection:
+    """Whole slices along an axis: neurons of a dense layer, channels of a convolution.
+
+    The leaves of one layer (kernel and bias) are cut together; a unit's score is the
+    mean over its entries, and the density counts units.
+
+    Args:
+        axis: The axis along which units lie; -1 is the output axis of Flax layers.
+        select: How units are chosen.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = {"kernel": jnp.array([[1.0, 5.0], [1.0, 0.0]])}
+        >>> print(structured()(w, masks.full(w), 0.5)["kernel"])
+        [[False  True]
+         [False  True]]
+    """
+
+    def choose(scores: Any, mask: Mask, density: Any) -> Mask:
+        alive = units.gather(mask, axis, jnp.any)
+        means = units.gather(masks.tree_map(_alive_only, mask, scores), axis, jnp.sum)
+        sizes = units.gather(masks.tree_map(_sizes, mask), axis, jnp.sum)
+        ratio = jax.tree.map(jnp.divide, means, sizes)
+        return units.spread(select(ratio, alive, density), mask, axis)
+
+    return choose
+
+
+def _alive_only(m: jax.Array, s: jax.Array) -> jax.Array:
+    return jnp.where(m, s, jnp.zeros_like(s))
+
+
+def _sizes(m: jax.Array) -> jax.Array:
+    return jnp.ones(m.shape)
+
+
+def _check(density: Any) -> None:
+    if isinstance(density, int | float) and not 0 < density <= 1:
+        raise ValueError(
+            f"density {density}: expected a kept share in (0, 1]; 0.2 keeps 20 percent"
+        )
+
+
+def _topk(
+    scores: Sequence[jax.Array], alive: Sequence[jax.Array], density: Any
+) -> list[jax.Array]:
+    total = sum(a.size for a in alive)
+    keys = [_order_bits(s, a) for s, a in zip(scores, alive, strict=True)]
+    count = lambda test: sum(jnp.sum(test(u), dtype=jnp.int32) for u in keys)
+    wanted = round(density * total) if isinstance(density, float | int) else None
+    k = jnp.round(density * total).astype(jnp.int32) if wanted is None else wanted
+    k = jnp.minimum(k, count(lambda u: u > 0))
+    # The largest threshold that still leaves k entries at or above it.
+    least = _largest(lambda t: count(lambda u: u >= t) >= k, keys[0].dtype)
+    ties = k - count(lambda u: u > least)
+    starts = [sum(u.size for u in keys[:i]) for i in range(len(keys))]
+    index = [
+        jnp.arange(start, start + u.size, dtype=jnp.uint32).reshape(u.shape)
+        for start, u in zip(starts, keys, strict=True)
+    ]
+    tied = list(zip(keys, index, strict=True))
+    before = lambda end: sum(
+        jnp.sum((u == least) & (i < end), dtype=jnp.int32) for u, i in tied
+    )
+    # The largest index before which no more than the missing ties lie.
+    fits = lambda end: before(end) <= ties
+    end = _largest(fits, jnp.uint32, total.bit_length())
+    return [(u > least) | ((u == least) & (i < end) & (u > 0)) for u, i in tied]
+
+
+def _largest(
+    enough: Callable[[jax.Array], jax.Array], dtype: Any, bits: int | None = None
+) -> jax.Array:
+    """The largest unsigned number that is enough (0 is), one bit after the other."""
+    bits = jnp.iinfo(dtype).bits if bits is None else bits
+    one = jnp.ones((), dtype)
+    most = jnp.asarray(2**bits - 1, dtype)
+
+    def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        bit, found = carry
+        trial = found | bit
+        return bit >> one, jnp.where(enough(trial), trial, found)
+
+    # Where the largest number of all is enough (no tie to break) there is no search.
+    done = enough(most)
+    first = jnp.where(done, jnp.zeros_like(one), one << (bits - 1))
+    found = jnp.where(done, most, jnp.zeros_like(most))
+    return jax.lax.while_loop(lambda carry: carry[0] > 0, step, (first, found))[1]
+
+
+def _order_bits(scores: jax.Array, alive: jax.Array) -> jax.Array:
+    """Unsigned numbers in the order of the scores; 0 for the dead, 1 for NaN."""
+    scores = jnp.asarray(scores)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = jnp.where(
+        scores == 0, jnp.zeros_like(scores), scores
+    )  # -0.0 ties with 0.0
+    unsigned = jnp.uint64 if scores.dtype == jnp.float64 else jnp.uint32
+    bits = jax.lax.bitcast_convert_type(scores, unsigned)
+    sign = jnp.ones((), unsigned) << (jnp.iinfo(unsigned).bits - 1)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+    order = jnp.where(jnp.isnan(scores), jnp.ones_like(order), order)
+    return jnp.where(alive, order, jnp.zeros_like(order))

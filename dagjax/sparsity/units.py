@@ -1,0 +1,57 @@
+"""Units: slices along an axis, shared by the leaves of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def gather(tree: Any, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, Any]:
+    """`{layer: [units]}`: reduce every leaf to its units, and the leaves of a layer.
+
+    Leaves of one parent that have the same size along the axis belong together.
+
+    Args:
+        tree: A tree of arrays.
+        axis: The axis along which units lie.
+        reduce: `reduce(x, axis=...)`, such as `jnp.sum` or `jnp.any`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+        >>> gather({"fc": layer}, -1, jnp.sum)
+        {"['fc']:2": Array([4., 4.], dtype=float32)}
+    """
+    found: dict[str, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        others = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
+        found.setdefault(_layer(path, leaf, axis), []).append(reduce(leaf, axis=others))
+    return {
+        layer: reduce(jnp.stack(parts), axis=0).astype(parts[0].dtype)
+        for layer, parts in found.items()
+    }
+
+
+def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
+    """The inverse of `gather`: every leaf gets the value of its unit, broadcast.
+
+    Args:
+        units: `{layer: [units]}`.
+        tree: The tree whose shape is wanted.
+        axis: The axis along which units lie.
+    """
+
+    def one(path: Any, leaf: Any) -> jax.Array:
+        shape = [1] * leaf.ndim
+        shape[axis] = -1
+        values = units[_layer(path, leaf, axis)]
+        return jnp.broadcast_to(values.reshape(shape), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _layer(path: Any, leaf: Any, axis: int) -> str:
+    return f"{jax.tree_util.keystr(path[:-1])}:{leaf.shape[axis]}"
