@@ -1,5 +1,20 @@
 """dagjax: neural networks as directed acyclic graphs of functions."""
 
+from dagjax.experiments import data as data
+from dagjax.experiments.granularity import GRANULARITIES as GRANULARITIES
+from dagjax.experiments.granularity import make_pruner as make_pruner
+from dagjax.experiments.lottery import make_lottery as make_lottery
+from dagjax.experiments.model import Model as Model
+from dagjax.experiments.model import as_model as as_model
+from dagjax.experiments.optimizers import make_tx as make_tx
+from dagjax.experiments.seeds import Keys as Keys
+from dagjax.experiments.seeds import make_keys as make_keys
+from dagjax.experiments.seeds import over_seeds as over_seeds
+from dagjax.experiments.tasks import Task as Task
+from dagjax.experiments.tasks import task_of as task_of
+from dagjax.experiments.train import TrainConfig as TrainConfig
+from dagjax.experiments.train import Trained as Trained
+from dagjax.experiments.train import make_train as make_train
 from dagjax.graph import zoo as zoo
 from dagjax.graph.combine import GraphBuilder as GraphBuilder
 from dagjax.graph.combine import block as block
@@ -31,6 +46,8 @@ from dagjax.graph.topology import Graph as Graph
 from dagjax.graph.topology import GraphError as GraphError
 from dagjax.graph.topology import count_paths as count_paths
 from dagjax.graph.topology import live_arcs as live_arcs
+from dagjax.graph.width import narrow as narrow
+from dagjax.graph.width import narrow_to as narrow_to
 from dagjax.sparsity import masks as masks
 from dagjax.sparsity import pruners as pruners
 from dagjax.sparsity import scores as scores

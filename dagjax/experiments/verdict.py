@@ -116,7 +116,9 @@ def race(dense: Floats, sub: Floats, steps: ArrayLike) -> Race:
     target = dense[:, -1]
     times = stats.time_to(sub, steps, target)
     dense_times = stats.time_to(dense, steps, target)
-    wins = stats.not_later(times, dense_times) & (sub[:, -1] <= target)
+    final = sub[:, -1]
+    ends = np.isfinite(final) & (final <= target)
+    wins = stats.not_later(times, dense_times) & ends
     return Race(times, dense_times, wins)
 
 
@@ -283,11 +285,13 @@ def _claim(found: Mapping[float, Verdict]) -> str:
 
 def _exceptions(verdicts: Mapping[float, Verdict]) -> list[str]:
     """Where no ticket was found, and where one may be no better than chance."""
-    none = [d for d, v in verdicts.items() if not v.found]
-    plain = [d for d, v in verdicts.items() if v.found and v.mcnemar > v.alpha]
-    return [f"none at {_densities(none)}"] * bool(none) + [
-        f"not shown to beat a random mask at {_densities(plain)}"
-    ] * bool(plain)
+    cases = {
+        "none at": [d for d, v in verdicts.items() if not v.found],
+        "not shown to beat a random mask at": [
+            d for d, v in verdicts.items() if v.found and v.mcnemar > v.alpha
+        ],
+    }
+    return [f"{words} {_densities(ds)}" for words, ds in cases.items() if ds]
 
 
 def _densities(densities: Mapping[float, Verdict] | Sequence[float]) -> str:

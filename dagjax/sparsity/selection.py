@@ -141,8 +141,8 @@ def _topk(
     wanted = round(density * total) if isinstance(density, float | int) else None
     k = jnp.round(density * total).astype(jnp.int32) if wanted is None else wanted
     k = jnp.minimum(k, count(lambda u: u > 0))
-    # The largest threshold that still leaves k entries at or above it.
-    least = _largest(lambda t: count(lambda u: u >= t) >= k, keys[0].dtype)
+    # The largest threshold that leaves at least k entries at or above it.
+    least = _largest(lambda t: count(lambda u: u >= t) - k, keys[0].dtype)
     ties = k - count(lambda u: u > least)
     starts = [sum(u.size for u in keys[:i]) for i in range(len(keys))]
     index = [
@@ -154,28 +154,31 @@ def _topk(
         jnp.sum((u == least) & (i < end), dtype=jnp.int32) for u, i in tied
     )
     # The largest index before which no more than the missing ties lie.
-    fits = lambda end: before(end) <= ties
-    end = _largest(fits, jnp.uint32, total.bit_length())
+    spare = lambda end: ties - before(end)
+    end = _largest(spare, jnp.uint32, total.bit_length())
     return [(u > least) | ((u == least) & (i < end) & (u > 0)) for u, i in tied]
 
 
 def _largest(
-    enough: Callable[[jax.Array], jax.Array], dtype: Any, bits: int | None = None
+    spare: Callable[[jax.Array], jax.Array], dtype: Any, bits: int | None = None
 ) -> jax.Array:
-    """The largest unsigned number that is enough (0 is), one bit after the other."""
+    """The largest number with something to spare (0 has), found bit by bit.
+
+    The search ends early where nothing is to spare: all larger numbers of the interval
+    that is left select the same entries or too few.
+    """
     bits = jnp.iinfo(dtype).bits if bits is None else bits
-    one = jnp.ones((), dtype)
-    most = jnp.asarray(2**bits - 1, dtype)
+    zero, most = jnp.zeros((), dtype), jnp.asarray(2**bits - 1, dtype)
 
     def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         bit, found = carry
-        trial = found | bit
-        return bit >> one, jnp.where(enough(trial), trial, found)
+        left = spare(found | bit)
+        found = jnp.where(left >= 0, found | bit, found)
+        return jnp.where(left == 0, zero, bit >> jnp.ones((), dtype)), found
 
-    # Where the largest number of all is enough (no tie to break) there is no search.
-    done = enough(most)
-    first = jnp.where(done, jnp.zeros_like(one), one << (bits - 1))
-    found = jnp.where(done, most, jnp.zeros_like(most))
+    done = spare(most) >= 0
+    first = jnp.where(done, zero, jnp.asarray(2 ** (bits - 1), dtype))
+    found = jnp.where(done, most, zero)
     return jax.lax.while_loop(lambda carry: carry[0] > 0, step, (first, found))[1]
 
 

@@ -1,0 +1,156 @@
+"""What one decision of pruning removes: a weight, a unit, an arc."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.experiments.model import Model, Theta
+from dagjax.experiments.tasks import Task
+from dagjax.graph.topology import Graph
+from dagjax.sparsity import masks, scores, selection, units
+from dagjax.sparsity.masks import Mask
+from dagjax.sparsity.pruners import Pruner, one_shot
+from dagjax.sparsity.scores import Score
+from dagjax.sparsity.selection import Selection
+
+
+class Granularity(NamedTuple):
+    """How masks of one kind are made, chosen and shuffled.
+
+    `full(theta)` is the mask that keeps all, `select` a selection, `shuffle(key, mask)`
+    a random mask with the same counts on every level, `scores` the names that fit.
+    """
+
+    full: Callable[[Theta, int], Mask]
+    select: Callable[[Graph], Selection]
+    shuffle: Callable[[Graph], Callable[[jax.Array, Mask], Mask]]
+    scores: tuple[str, ...]
+
+
+def _weights(theta: Theta, outputs: int) -> Mask:
+    del outputs
+    return {"params": masks.full(theta["params"]), "gates": None}
+
+
+def _units(theta: Theta, outputs: int) -> Mask:
+    """Kernels with their biases; layers as wide as the output stay whole."""
+    leaves = jax.tree_util.tree_leaves_with_path(theta["params"])
+    layers = {path[:-1] for path, leaf in leaves if leaf.ndim >= 2}
+    cut = lambda path, x: path[:-1] in layers and x.shape[-1] != outputs
+    return {"params": masks.full(theta["params"], cut), "gates": None}
+
+
+def _arcs(theta: Theta, outputs: int) -> Mask:
+    del outputs
+    return {"params": None, "gates": masks.full(theta["gates"], lambda *_: True)}
+
+
+def _shuffle_units(key: jax.Array, mask: Mask) -> Mask:
+    alive = units.gather(mask, -1, jnp.any)
+    return units.spread(masks.shuffle(key, alive), mask, -1)
+
+
+def _shuffle_arcs(graph: Graph) -> Callable[[jax.Array, Mask], Mask]:
+    level = lambda path: graph.levels[graph.by_name[path[-1].key].target]
+    return lambda key, mask: masks.shuffle(key, mask, level)
+
+
+def every_node_fed(graph: Graph) -> Selection:
+    """Arcs by score, but each node keeps its best one: the outputs stay reachable."""
+
+    def select(scores: Any, mask: Mask, density: Any) -> Mask:
+        gates, alive = dict(scores["gates"]), mask["gates"]
+        for node in graph.nodes:
+            names = [arc.name for arc in graph.arcs_into(node)]
+            if names:
+                row = jnp.stack([gates[n] for n in names])
+                live = jnp.stack([alive[n] for n in names])
+                best = jnp.argmax(jnp.where(live, row, -jnp.inf))
+                row = jnp.where(jnp.arange(len(names)) == best, jnp.inf, row)
+                gates |= dict(zip(names, row, strict=True))
+        return selection.global_topk({"params": None, "gates": gates}, mask, density)
+
+    return select
+
+
+GRANULARITIES = {
+    "weights": Granularity(
+        _weights,
+        lambda graph: selection.global_topk,
+        lambda graph: masks.shuffle,
+        ("magnitude", "taylor", "random"),
+    ),
+    "units": Granularity(
+        _units,
+        lambda graph: selection.structured(axis=-1),
+        lambda graph: _shuffle_units,
+        ("magnitude", "taylor", "random"),
+    ),
+    "arcs": Granularity(
+        _arcs, every_node_fed, _shuffle_arcs, ("gate", "taylor", "random")
+    ),
+}
+
+
+def make_score(name: str, model: Model, task: Task) -> Score:
+    """A score of parameters with gates, on batches `(state, x, y)`.
+
+    Args:
+        name: `magnitude`, `taylor`, `gate` or `random`.
+        model: The network.
+        task: Its loss.
+
+    Raises:
+        ValueError: If there is no such score.
+    """
+
+    def loss(theta: Theta, batch: Any) -> jax.Array:
+        state, x, y = batch
+        return jnp.mean(task.loss(model.apply(theta, state, x)[0], y))
+
+    def gate(key: Any, theta: Theta, mask: Mask, batch: Any) -> Any:
+        of_gates = lambda gates, batch: loss({**theta, "gates": gates}, batch)
+        score = scores.gate(of_gates)
+        return {
+            "params": None,
+            "gates": score(key, theta["gates"], mask["gates"], batch),
+        }
+
+    known = {
+        "magnitude": scores.magnitude,
+        "random": scores.random,
+        "taylor": scores.taylor(loss),
+        "gate": gate,
+    }
+    if name not in known:
+        raise ValueError(f"no score named {name!r}; scores are {', '.join(known)}")
+    return known[name]
+
+
+def make_pruner(prune: str, score: str | None, model: Model, task: Task) -> Pruner:
+    """Score once a round at the given granularity.
+
+    Args:
+        prune: `weights`, `units` or `arcs`.
+        score: A name; None: the granularity's first one.
+        model: The network.
+        task: Its loss.
+
+    Raises:
+        ValueError: If there is no such granularity, or the score does not fit it.
+    """
+    if prune not in GRANULARITIES:
+        raise ValueError(f"prune {prune!r}: expected {', '.join(GRANULARITIES)}")
+    kind = GRANULARITIES[prune]
+    if score is not None and score not in kind.scores:
+        raise ValueError(
+            f"score {score!r} does not fit pruning of {prune}; choose from "
+            f"{', '.join(kind.scores)}"
+        )
+    return one_shot(
+        make_score(score or kind.scores[0], model, task), kind.select(model.graph)
+    )

@@ -1,0 +1,51 @@
+"""A network to train: a graph, with its gates among the parameters where arcs are pruned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from dagjax.graph import dag as _dag
+from dagjax.graph.combine import as_graph
+from dagjax.graph.topology import Graph
+
+Theta = dict[str, Any]  # {"params": {arc: ...}, "gates": {arc: gate} or {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """`init(key, x) -> (theta, state)` and `apply(theta, state, x) -> (y, state)`.
+
+    Args:
+        graph: The network.
+        gated: Whether gates stand among the parameters; they are pruned, not trained.
+    """
+
+    graph: Graph
+    gated: bool = False
+
+    def init(self, key: jax.Array, x: Any) -> tuple[Theta, Any]:
+        """Initial parameters, open gates, initial state."""
+        dag = _dag.init(key, self.graph, x)
+        gates = _dag.gates(dag) if self.gated else {}
+        return {"params": dag.params, "gates": gates}, dag.state
+
+    def apply(
+        self, theta: Theta, state: Any, x: Any, *, train: bool = False, key: Any = None
+    ) -> tuple[Any, Any]:
+        """Outputs and new state."""
+        dag = _dag.DAG(self.graph, theta["params"], state)
+        return dag.apply(x, gates=theta["gates"] or None, train=train, key=key)
+
+
+def as_model(net: Any, gated: bool = False) -> Model:
+    """A graph, a Flax Linen module or a pair `(init, apply)` as a model.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> as_model(nn.Dense(3)).graph
+        Graph(2 nodes, 1 arcs, 1 levels: in -> out)
+    """
+    return Model(as_graph(net), gated)

@@ -1,0 +1,227 @@
+"""Masked training of one seed: begin, chunks of steps, finish.
+
+The mask is applied to the start once; then gradients and updates are masked inside the
+fused update, so that weight decay or noise never revive a dead weight and the forward
+pass multiplies nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dagjax.experiments.examples import Data
+from dagjax.experiments.model import Model, Theta
+from dagjax.experiments.optimizers import with_learning_rate
+from dagjax.experiments.tasks import Objective, Task
+from dagjax.sparsity import masks
+from dagjax.sparsity.masks import Mask
+
+_SLICE = 2000  # test examples evaluated at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how often.
+
+    Args:
+        steps: Optimizer steps.
+        batch: Examples a step.
+        eval_every: Steps between two evaluations of the training loss.
+        eval_size: The loss is taken on that many fixed training examples.
+
+    Raises:
+        ValueError: If a number is not positive, or `eval_every` does not divide `steps`.
+    """
+
+    steps: int = 1000
+    batch: int = 60
+    eval_every: int = 20
+    eval_size: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if (value := getattr(self, field.name)) < 1:
+                raise ValueError(f"{field.name} {value}: expected at least 1")
+        if self.steps % self.eval_every:
+            raise ValueError(
+                f"steps {self.steps} are not a multiple of eval_every {self.eval_every}"
+            )
+
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """The steps at which the loss is known: 0, eval_every, ..., steps."""
+        return tuple(range(0, self.steps + 1, self.eval_every))
+
+
+class Trained(NamedTuple):
+    """A point of training: parameters with gates, and the network's state."""
+
+    theta: Theta
+    state: Any
+
+
+class TrainInfo(NamedTuple):
+    """What a run reports."""
+
+    loss: jax.Array  # [1 + steps / eval_every], on fixed training examples
+    test_loss: jax.Array  # []
+    test_metric: jax.Array  # []
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next."""
+
+    at: Trained
+    opt_state: Any
+    step: jax.Array
+
+
+class Trainer(NamedTuple):
+    """Training in three pieces, so that a scan or a Python loop can drive it."""
+
+    order: Callable[..., jax.Array]  # (key, data) -> [chunk, step, batch]
+    begin: Callable[..., tuple[Carry, jax.Array]]  # (start, mask, lr, data)
+    chunk: Callable[..., tuple[Carry, jax.Array]]  # (key, mask, carry, order, data)
+    finish: Callable[..., tuple[Trained, jax.Array, jax.Array]]  # (carry, data)
+
+
+def make_trainer(
+    config: TrainConfig,
+    model: Model,
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    stream: int = 0,
+    unroll: bool = False,
+) -> Trainer:
+    """The pieces of masked training, pure functions of one seed.
+
+    Args:
+        config: How long and how often.
+        model: The network.
+        task: Loss and metric.
+        tx: An optax optimizer, made once.
+        stream: Runs of one key with different streams see different data orders.
+        unroll: Write the steps of a chunk one after the other instead of in a loop.
+    """
+
+    def objective(params: Any, at: Trained, key: Any, x: Any, y: Any) -> Any:
+        theta = {**at.theta, "params": params}
+        outputs, state = model.apply(theta, at.state, x, train=True, key=key)
+        return jnp.mean(task.loss(outputs, y)), state
+
+    def step(key: Any, mask: Mask, carry: Carry, x: Any, y: Any) -> Carry:
+        at, live = carry.at, mask["params"]
+        noise = jax.random.fold_in(key, 2 * stream + 1)
+        own = jax.random.fold_in(noise, carry.step)
+        grad = jax.grad(objective, has_aux=True)
+        grads, state = grad(at.theta["params"], at, own, x, y)
+        grads = masks.apply(live, grads)
+        updates, opt_state = tx.update(grads, carry.opt_state, at.theta["params"])
+        params = optax.apply_updates(at.theta["params"], masks.apply(live, updates))
+        now = Trained({**at.theta, "params": params}, state)
+        return Carry(now, opt_state, carry.step + 1)
+
+    def fixed_loss(at: Trained, data: Data) -> jax.Array:
+        m = min(config.eval_size, data.x_train.shape[0])
+        return evaluate(model, task.loss, at, data.x_train[:m], data.y_train[:m])
+
+    def order(key: Any, data: Data) -> jax.Array:
+        n = data.x_train.shape[0]
+        own = jax.random.fold_in(key, 2 * stream)
+        flat = shuffled_epochs(own, n, config.steps * config.batch)
+        return flat.reshape(-1, config.eval_every, config.batch)
+
+    def begin(start: Trained, mask: Mask, lr: Any, data: Data) -> Any:
+        at = start._replace(theta=masks.apply(mask, start.theta))
+        opt_state = with_learning_rate(tx.init(at.theta["params"]), lr)
+        return Carry(at, opt_state, jnp.zeros((), jnp.int32)), fixed_loss(at, data)
+
+    def chunk(key: Any, mask: Mask, carry: Carry, order: Any, data: Data) -> Any:
+        def one(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
+            x, y = data.x_train[index], data.y_train[index]
+            return step(key, mask, carry, x, y), None
+
+        carry, _ = jax.lax.scan(one, carry, order, unroll=unroll)
+        return carry, fixed_loss(carry.at, data)
+
+    def finish(carry: Carry, data: Data) -> tuple[Trained, jax.Array, jax.Array]:
+        test = lambda f: evaluate(model, f, carry.at, data.x_test, data.y_test)
+        return carry.at, test(task.loss), test(task.metric)
+
+    return Trainer(order, begin, chunk, finish)
+
+
+def make_train(
+    config: TrainConfig,
+    model: Model,
+    task: Task,
+    tx: optax.GradientTransformation,
+) -> Callable[..., tuple[Trained, TrainInfo]]:
+    """The whole training of one seed as one scan, to be jitted and mapped over seeds.
+
+    Args:
+        config: How long and how often.
+        model: The network.
+        task: Loss and metric.
+        tx: An optax optimizer, made once; with `optax.inject_hyperparams` its learning
+            rate is a value.
+
+    Returns:
+        `train(key, start, mask, data, learning_rate=None) -> (trained, info)`.
+
+    Example:
+        >>> import dagjax as dj, jax, jax.numpy as jnp, optax
+        >>> data = dj.data.teacher(n_train=64, n_test=16)
+        >>> model = dj.as_model(dj.zoo.mlp((8, 1), input_shape=(16,)))
+        >>> config = dj.TrainConfig(steps=40, batch=16, eval_every=20)
+        >>> train = jax.jit(make_train(config, model, dj.task_of(data), optax.sgd(0.01)))
+        >>> start = Trained(*model.init(jax.random.key(0), data.x_train[:1]))
+        >>> mask = {"params": dj.masks.full(start.theta["params"]), "gates": None}
+        >>> trained, info = train(jax.random.key(1), start, mask, data)
+        >>> info.loss.shape
+        (3,)
+    """
+    return scanned(make_trainer(config, model, task, tx))
+
+
+def scanned(trainer: Trainer) -> Callable[..., tuple[Trained, TrainInfo]]:
+    """Drive a trainer by `lax.scan`: one seed, one compiled program."""
+
+    def train(
+        key: jax.Array,
+        start: Trained,
+        mask: Mask,
+        data: Data,
+        learning_rate: Any = None,
+    ) -> tuple[Trained, TrainInfo]:
+        carry, first = trainer.begin(start, mask, learning_rate, data)
+        body = lambda carry, order: trainer.chunk(key, mask, carry, order, data)
+        carry, losses = jax.lax.scan(body, carry, trainer.order(key, data))
+        trained, *test = trainer.finish(carry, data)
+        return trained, TrainInfo(jnp.concatenate([first[None], losses]), *test)
+
+    return train
+
+
+def evaluate(model: Model, f: Objective, at: Trained, x: Any, y: Any) -> jax.Array:
+    """The mean of `f(outputs, targets)` over examples, in inference mode."""
+    total = jnp.zeros(())
+    for i in range(0, x.shape[0], _SLICE):
+        part = slice(i, i + _SLICE)
+        values = f(model.apply(at.theta, at.state, x[part])[0], y[part])
+        total += jnp.mean(values) * (x[part].shape[0] / x.shape[0])
+    return total
+
+
+def shuffled_epochs(key: jax.Array, n: int, count: int) -> jax.Array:
+    """`count` indices below `n`: every epoch a new permutation, `[count]` int32."""
+    epochs = -(-count // n)
+    keys = jax.random.split(key, epochs)
+    return jax.vmap(lambda k: jax.random.permutation(k, n))(keys).ravel()[:count]
