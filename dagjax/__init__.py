@@ -1,5 +1,7 @@
 """dagjax: neural networks as directed acyclic graphs of functions."""
 
+from dagjax.api import Result as Result
+from dagjax.api import lottery as lottery
 from dagjax.experiments import data as data
 from dagjax.experiments.granularity import GRANULARITIES as GRANULARITIES
 from dagjax.experiments.granularity import make_pruner as make_pruner

@@ -1,1 +1,1 @@
-
+"""Running it: data, training, lottery tickets, statistics, a store of runs."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,3 +156,39 @@ def make_pruner(prune: str, score: str | None, model: Model, task: Task) -> Prun
     return one_shot(
         make_score(score or kind.scores[0], model, task), kind.select(model.graph)
     )
+
+
+def check_densities(
+    densities: Sequence[float], prune: str, model: Model, x: Any
+) -> None:
+    """Refuse densities that are no kept shares, do not fall, or keep nothing.
+
+    Args:
+        densities: Kept shares of the rounds.
+        prune: A granularity.
+        model: The network.
+        x: An example batch.
+
+    Raises:
+        ValueError: The message says which and what is allowed.
+    """
+    listed = ", ".join(f"{d:g}" for d in densities) or "none"
+    if not densities or not all(0 < d <= 1 for d in densities):
+        raise ValueError(f"densities {listed}: expected kept shares in (0, 1]")
+    if any(b > a for a, b in itertools.pairwise(densities)):
+        raise ValueError(
+            f"densities {listed}: expected them to fall from round to round"
+        )
+    theta, _, outputs = model.shapes(x)
+    mask = GRANULARITIES[prune].full(theta, outputs.shape[-1])
+    total, least = masks.size(mask), 1
+    if prune == "units":
+        total = masks.size(units.gather(mask, -1, jnp.any))
+    if prune == "arcs":
+        least = len({arc.target for arc in model.graph.arcs})
+    if round(min(densities) * total) < least:
+        raise ValueError(
+            f"density {min(densities):g} keeps {round(min(densities) * total)} of "
+            f"{total} {prune}, at least {least} must stay: expected at least "
+            f"{math.ceil(1000 * least / total) / 1000:g}"
+        )

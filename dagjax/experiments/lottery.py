@@ -86,8 +86,7 @@ def make_init(
 
     def init(keys: Keys, data: Data) -> tuple[Trained, Point]:
         start = Trained(*model.init(keys.init, data.x_train[:1]))
-        y = jax.eval_shape(lambda s, x: model.apply(*s, x)[0], start, data.x_train[:1])
-        mask = full(start.theta, y.shape[-1])
+        mask = full(start.theta, model.shapes(data.x_train[:1])[2].shape[-1])
         memory = pruner.init(start.theta)
         return start, Point(mask, memory, jnp.zeros((), jnp.int32))
 

@@ -1,4 +1,4 @@
-"""A network to train: a graph, with its gates among the parameters where arcs are pruned."""
+"""A network to train: a graph, with gates among its parameters if arcs are pruned."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ class Model:
         dag = _dag.init(key, self.graph, x)
         gates = _dag.gates(dag) if self.gated else {}
         return {"params": dag.params, "gates": gates}, dag.state
+
+    def shapes(self, x: Any) -> tuple[Theta, Any, Any]:
+        """Shapes of the parameters, the state and the outputs; nothing is computed."""
+        make = lambda key: self.init(key, x)
+        theta, state = jax.eval_shape(make, jax.random.key(0))
+        outputs = jax.eval_shape(lambda t, s: self.apply(t, s, x)[0], theta, state)
+        return theta, state, outputs
 
     def apply(
         self, theta: Theta, state: Any, x: Any, *, train: bool = False, key: Any = None

@@ -1,4 +1,4 @@
-"""Optimizers by name; the learning rate is a value, so that changing it never compiles."""
+"""Optimizers by name; the learning rate is a value: changing it never compiles."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ branches (controls) are ablations of the finished tickets, run by the same progr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,11 +29,12 @@ from dagjax.experiments.lottery import (
     start_fn,
 )
 from dagjax.experiments.model import Model
+from dagjax.experiments.result import Record
 from dagjax.experiments.seeds import Keys, over_seeds, place
 from dagjax.experiments.store import Store
 from dagjax.experiments.tasks import Task
 from dagjax.experiments.train import TrainConfig, Trained, Trainer, TrainInfo
-from dagjax.graph.topology import GraphError
+from dagjax.graph.dag import count_params
 from dagjax.graph.width import narrow_to
 from dagjax.sparsity import masks
 from dagjax.sparsity.pruners import Pruner
@@ -61,18 +63,20 @@ class Setup(NamedTuple):
     tx: optax.GradientTransformation
     pruner: Pruner
     prune: str
-    rewind: int
-    learning_rate: Any = None
+    rewind: int = 0
+    learning_rate: Any = None  # a value in place of the optimizer's own
 
 
 class Rounds(NamedTuple):
     """Rounds of all seeds, stacked."""
 
-    masks: Any  # [round, seed, ...]; None for branches, whose masks follow from these
     info: TrainInfo  # [round, seed, ...]
+    weights: list[int]  # [round], kept parameters of the first seed
+    masks: Any = None  # [round, seed, ...]; None for branches, which follow from these
 
 
-Tick = Callable[[str], None]
+Tick = Callable[[], None]
+_INFO = TrainInfo(0, 0, 0)  # pyright: ignore[reportArgumentType]  # structure only
 
 
 def looped(trainer: Trainer, tick: Tick) -> Callable[..., tuple[Trained, TrainInfo]]:
@@ -98,7 +102,7 @@ def looped(trainer: Trainer, tick: Tick) -> Callable[..., tuple[Trained, TrainIn
         for i in range(plan.shape[1]):
             carry, loss = chunk(key, mask, carry, plan[:, i], data)
             losses.append(jax.block_until_ready(loss))
-            tick("train")
+            tick()
         trained, *test = finish(carry, data)
         return trained, TrainInfo(jnp.stack(losses, 1), *test)
 
@@ -130,6 +134,7 @@ class Experiment:
         store: Where finished rounds are kept and looked for.
         on_round: Told a `Report` after every round.
         tick: Called after every chunk of training.
+        branches: How many controls will be run; for the totals in reports.
     """
 
     def __init__(
@@ -140,33 +145,33 @@ class Experiment:
         densities: Sequence[float],
         store: Store,
         on_round: Callable[[Report], None] = lambda report: None,
-        tick: Tick = lambda label: None,
-        arms: int = 1,
+        tick: Tick = lambda: None,
+        branches: int = 0,
     ):
         self.setup, self.store, self.on_round = setup, store, on_round
         self.tick, self.densities = tick, tuple(densities)
         self.keys, self.data = place(keys), place(data, shared=True)
         self.pieces = make_pieces(setup, tick)
-        self.start, self.point = self._start(keys)
-        self.done, self.total = 0, 1 + arms * len(self.densities)
-        self._infos = TrainInfo(0, 0, 0)  # pyright: ignore[reportArgumentType]
+        self.start, self.point = self._start(self.keys)
+        self.done, self.total = 0, 1 + (1 + branches) * len(self.densities)
 
     def rounds(self) -> Rounds:
         """The dense round and one for each density, every ticket found in the last."""
         point, found = self.point, []
-        steps = zip((1.0, *self.densities), next_densities(self.densities), strict=True)
-        for i, (density, goal) in enumerate(steps):
-            make = lambda point=point, goal=goal: round_fn(
-                self.pieces, self.keys, self.start, self.data,
-                self.setup.learning_rate, point, goal,
-            )  # fmt: skip
-            like = (self.point, Round(self.point.mask, self._infos))
+        like = (self.point, Round(self.point.mask, _INFO))
+        goals = next_densities(self.densities)
+        for i, density in enumerate((1.0, *self.densities)):
+            args = (self.data, self.setup.learning_rate, point, goals[i])
+            make = functools.partial(
+                round_fn, self.pieces, self.keys, self.start, *args
+            )
             point, one = self._kept("ticket", i, density, like, make)
             point = jax.tree.map(jnp.asarray, point)
             found.append(one)
-        stack = lambda *xs: np.stack([np.asarray(x) for x in xs])
-        stacked = jax.tree.map(stack, *found)
-        return Rounds(stacked.mask, stacked.info)
+        stacked = _stack(found)
+        theta = _first(self.start.theta)
+        weights = [parameters_kept(_first(one.mask), theta) for one in found]
+        return Rounds(stacked.info, weights, stacked.mask)
 
     def branch(self, name: str, tickets: Rounds) -> Rounds:
         """A control at every density, trained like the tickets.
@@ -177,32 +182,49 @@ class Experiment:
                 `narrow`: a dense network with as many parameters.
             tickets: What `rounds` gave.
         """
-        infos = []
+        infos, weights = [], tickets.weights[1:]
         for i, density in enumerate(self.densities, 1):
             mask = jax.tree.map(lambda m, i=i: jnp.asarray(m[i]), tickets.masks)
-            make = lambda mask=mask, i=i: getattr(self, f"_{name}")(mask, i)
-            infos.append(self._kept(name, i, density, self._infos, make))
-        return Rounds(
-            None,
-            jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *infos),
+            if name == "narrow":
+                setup = narrowed(self.setup, weights[i - 1], self.data)
+                weights[i - 1] = _parameters(setup.model, self.data)
+                make = functools.partial(self._dense, setup)
+            else:
+                make = functools.partial(getattr(self, f"_{name}"), mask, i)
+            infos.append(self._kept(name, i, density, _INFO, make))
+        return Rounds(_stack(infos), weights)
+
+    def record(
+        self, tickets: Rounds, branches: dict[str, Rounds], settings: dict[str, Any]
+    ) -> Record:
+        """All figures in one place."""
+        dense = jax.tree.map(lambda x: x[:1], tickets.info)
+        found = jax.tree.map(lambda x: x[1:], tickets.info)
+        arms = {"dense": Rounds(dense, tickets.weights[:1])}
+        arms |= {"ticket": Rounds(found, tickets.weights[1:]), **branches}
+        return Record(
+            settings,
+            np.asarray(self.setup.config.evals),
+            self.densities,
+            {name: np.asarray(arm.info.loss) for name, arm in arms.items()},
+            {name: np.asarray(arm.info.test_loss) for name, arm in arms.items()},
+            {name: np.asarray(arm.info.test_metric) for name, arm in arms.items()},
+            {name: arm.weights for name, arm in arms.items()},
+            tickets.masks,
         )
 
     def _kept(
         self, arm: str, i: int, density: float, like: Any, make: Callable[[], Any]
     ) -> Any:
+        """A finished round from the store, or a new one into it."""
         name = f"{arm}-{i}"
-        if self.store.has(name):
-            result = self.store.load(name, like)
-        else:
-            result = make()
+        result = self.store.load(name, like) if self.store.has(name) else make()
+        if not self.store.has(name):
             self.store.save(name, result)
         info = result if isinstance(result, TrainInfo) else result[1].info
         self.done += 1
-        report = Report(
-            arm, density, np.asarray(info.loss), np.asarray(info.test_metric),
-            self.done, self.total,
-        )  # fmt: skip
-        self.on_round(report)
+        curves = (np.asarray(info.loss), np.asarray(info.test_metric))
+        self.on_round(Report(arm, density, *curves, self.done, self.total))
         return result
 
     def _start(self, keys: Keys) -> tuple[Trained, Point]:
@@ -212,61 +234,66 @@ class Experiment:
         lr = self.setup.learning_rate
         return self.pieces.train(self.keys.order, start, mask, self.data, lr)[1]
 
-    def _random(self, mask: Any, i: int) -> TrainInfo:
-        kind = GRANULARITIES[self.setup.prune]
-        shuffle = kind.shuffle(self.setup.model.graph)
+    @functools.cached_property
+    def _shuffle(self) -> Callable[..., Any]:
+        shuffle = GRANULARITIES[self.setup.prune].shuffle(self.setup.model.graph)
 
         def one(key: jax.Array, mask: Any, i: jax.Array) -> Any:
             # Rounds count up from 0; the streams of this branch count down from 2^32.
             return shuffle(jax.random.fold_in(key, jnp.uint32(0) - i), mask)
 
-        shuffled = jax.jit(over_seeds(one, shared=1))
-        return self._train(self.start, shuffled(self.keys.prune, mask, jnp.uint32(i)))
+        return jax.jit(over_seeds(one, shared=1))
+
+    @functools.cached_property
+    def _fresh_start(self) -> Trained:
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, _FRESH))
+        return self._start(self.keys._replace(init=fold(self.keys.init)))[0]
+
+    def _random(self, mask: Any, i: int) -> TrainInfo:
+        shuffled = self._shuffle(self.keys.prune, mask, jnp.uint32(i))
+        return self._train(self.start, shuffled)
 
     def _fresh(self, mask: Any, i: int) -> TrainInfo:
         del i
-        fold = jax.vmap(lambda key: jax.random.fold_in(key, _FRESH))
-        start, _ = self._start(self.keys._replace(init=fold(self.keys.init)))
-        return self._train(start, mask)
+        return self._train(self._fresh_start, mask)
 
     def _transfer(self, mask: Any, i: int) -> TrainInfo:
         del i
         return self._train(self.start, jax.tree.map(lambda m: jnp.roll(m, 1, 0), mask))
 
-    def _narrow(self, mask: Any, i: int) -> TrainInfo:
-        del i
-        setup = self.setup
-        one = lambda tree: jax.tree.map(lambda x: x[0], tree)
-        total = parameters_kept(one(mask), one(self.start.theta))
-        graph = narrow_to(setup.model.graph, int(total), self.data.x_train[:1])
-        small = setup._replace(model=Model(graph, setup.model.gated))
-        pieces = make_pieces(small, self.tick)
-        lr = setup.learning_rate
+    def _dense(self, setup: Setup) -> TrainInfo:
+        pieces, lr = make_pieces(setup, self.tick), setup.learning_rate
         start, point = start_fn(pieces, self.keys, self.data, lr)
-        args = (self.keys.order, start, point.mask, self.data, lr)
-        return pieces.train(*args)[1]
+        return pieces.train(self.keys.order, start, point.mask, self.data, lr)[1]
 
 
-def can_narrow(setup: Setup, data: Data) -> bool:
-    """Whether the network has layers that the narrow control could shrink."""
-    try:
-        narrow_to(setup.model.graph, 1, data.x_train[:1])
-    except GraphError:
-        return False
-    return True
+def narrowed(setup: Setup, weights: int, data: Data) -> Setup:
+    """The same experiment on a narrow network with about that many parameters.
+
+    Raises:
+        GraphError: If the network has no layers that could be narrowed.
+    """
+    graph = narrow_to(setup.model.graph, weights, data.x_train[:1])
+    return setup._replace(model=Model(graph, setup.model.gated))
 
 
-def parameters_kept(mask: Any, theta: Any) -> jax.Array:
-    """How many weights of the network a mask keeps; a dead arc keeps none of its own."""
+def parameters_kept(mask: Any, theta: Any) -> int:
+    """How many weights of the network a mask keeps; a dead arc keeps none."""
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     if mask["gates"] is not None:
-        size = lambda arc: sum(
-            x.size for x in jax.tree.leaves(theta["params"].get(arc))
-        )
-        counts = [on * size(arc) for arc, on in mask["gates"].items()]
-        return jnp.asarray(sum(counts))
-    whole = masks.tree_map(lambda m, x: 0, mask["params"], theta["params"], hole=_size)
-    return masks.kept(mask["params"]) + sum(jax.tree.leaves(whole))
+        on = [arc for arc, gate in mask["gates"].items() if gate]
+        return sum(size(theta["params"].get(arc)) for arc in on)
+    free = masks.tree_map(lambda m, x: 0, mask["params"], theta["params"], hole=size)
+    return int(masks.kept(mask["params"])) + sum(jax.tree.leaves(free))
 
 
-def _size(tree: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))
+def _parameters(model: Model, data: Data) -> int:
+    return count_params(model.shapes(data.x_train[:1])[0]["params"])
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *trees)
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)

@@ -1,8 +1,8 @@
-"""One function over many seeds: vmapped on accelerators, spread over devices on the CPU.
+"""One function over many seeds: vmapped on accelerators, over devices on the CPU.
 
-On the CPU vmapping a small network gains nothing, and its results depend on the batch of
-seeds. One host device for each core, and inside it one seed after the other, is faster
-and bitwise equal to single runs on any number of devices.
+On the CPU vmapping a small network gains nothing, and its results depend on how many
+seeds there are. One host device for each core, and inside it one seed after the other,
+is faster and bitwise equal to single runs on any number of devices.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class Store:
         if self.folder is None:
             return
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        arrays = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in leaves}
+        arrays: dict[str, Any] = {
+            jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves
+        }
         part = self._path(name).with_suffix(".part")
         with open(part, "wb") as file:
             np.savez_compressed(file, **arrays)

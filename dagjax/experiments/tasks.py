@@ -1,4 +1,4 @@
-"""What is minimized and what is reported: `loss(outputs, targets)`, one value an example."""
+"""What is minimized, what is reported: `loss(outputs, targets)`, to be averaged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dagjax.experiments.examples import Data
@@ -18,9 +19,10 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     """`-log softmax(logits)[label]`, of classes `[B, C]` or of next tokens `[B, T, C]`.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))
-        [0.6931472]
+            >>> import jax.numpy as jnp
+    import numpy as np
+            >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))
+            [0.6931472]
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
@@ -38,6 +40,21 @@ def accuracy(logits: Any, labels: Any) -> Any:
 def negative_error(outputs: Any, targets: Any) -> Any:
     """`-(y - t)^2`, so that higher is better."""
     return -squared_error(outputs, targets)
+
+
+def default_margin(loss: Objective, data: Data) -> float:
+    """1 percent of the loss of the best constant output, known before any training.
+
+    Args:
+        loss: Cross entropy (the labels' entropy), squared error (the targets'
+            variance); 0.01 for any other loss.
+        data: The data.
+    """
+    y = np.asarray(data.y_train)
+    if loss is cross_entropy:
+        shares = np.unique(y, return_counts=True)[1] / y.size
+        return float(-0.01 * np.sum(shares * np.log(shares)))
+    return float(0.01 * np.var(y)) if loss is squared_error else 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,3 +78,33 @@ def task_of(
     integer = jnp.issubdtype(data.y_train.dtype, jnp.integer)
     default = (cross_entropy, accuracy) if integer else (squared_error, negative_error)
     return Task(loss or default[0], metric or default[1])
+
+
+def check_fit(task: Task, model: Any, data: Data) -> None:
+    """Refuse a net, a loss and data that do not fit; only shapes are computed.
+
+    Args:
+        task: Loss and metric.
+        model: With `init(key, x)` and `apply(theta, state, x)`.
+        data: The data.
+
+    Raises:
+        ValueError: The message names the shapes.
+    """
+    x, y = data.x_train[:2], data.y_train[:2]
+    try:
+        outputs = model.shapes(x)[2]
+    except Exception as error:
+        message = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the net does not take inputs {x.shape}: {message}"
+        ) from error
+    wanted = {cross_entropy: outputs.shape[:-1], squared_error: outputs.shape}
+    if wanted.get(task.loss, y.shape) != y.shape:
+        raise ValueError(
+            f"outputs {outputs.shape} do not fit targets {y.shape}: "
+            f"{task.loss.__name__} expected targets {wanted[task.loss]}"
+        )
+    most = outputs.shape[-1] if outputs.ndim else 0
+    if task.loss is cross_entropy and (top := int(np.max(data.y_train))) >= most:
+        raise ValueError(f"label {top}, but the net has {most} outputs")

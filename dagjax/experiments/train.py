@@ -36,7 +36,7 @@ class TrainConfig:
         eval_size: The loss is taken on that many fixed training examples.
 
     Raises:
-        ValueError: If a number is not positive, or `eval_every` does not divide `steps`.
+        ValueError: A number that is not positive, or steps not divided by eval_every.
     """
 
     steps: int = 1000
@@ -181,10 +181,10 @@ def make_train(
         >>> data = dj.data.teacher(n_train=64, n_test=16)
         >>> model = dj.as_model(dj.zoo.mlp((8, 1), input_shape=(16,)))
         >>> config = dj.TrainConfig(steps=40, batch=16, eval_every=20)
-        >>> train = jax.jit(make_train(config, model, dj.task_of(data), optax.sgd(0.01)))
+        >>> train = make_train(config, model, dj.task_of(data), optax.sgd(0.01))
         >>> start = Trained(*model.init(jax.random.key(0), data.x_train[:1]))
         >>> mask = {"params": dj.masks.full(start.theta["params"]), "gates": None}
-        >>> trained, info = train(jax.random.key(1), start, mask, data)
+        >>> trained, info = jax.jit(train)(jax.random.key(1), start, mask, data)
         >>> info.loss.shape
         (3,)
     """

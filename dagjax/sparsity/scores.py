@@ -1,7 +1,7 @@
 """How much each entry matters: `score(key, params, mask, batch) -> scores`.
 
-Higher is kept. Builders that need a loss take `loss(params, batch) -> scalar`. `params` may be weights
-or gates: the mask says what is scored.
+Higher is kept. Builders that need a loss take `loss(params, batch) -> scalar`. `params`
+may be weights or gates: the mask says what is scored.
 """
 
 from __future__ import annotations

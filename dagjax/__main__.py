@@ -1,0 +1,6 @@
+"""`python -m dagjax`."""
+
+from dagjax.cli import main
+
+if __name__ == "__main__":
+    main()

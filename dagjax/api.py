@@ -1,0 +1,317 @@
+"""The front door: from a network and data to a verdict, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.experiments.examples import Data, check
+from dagjax.experiments.granularity import GRANULARITIES, check_densities, make_pruner
+from dagjax.experiments.model import Model, as_model
+from dagjax.experiments.optimizers import make_tx
+from dagjax.experiments.result import Record, table
+from dagjax.experiments.run import BRANCHES, Experiment, Report, Setup, narrowed
+from dagjax.experiments.seeds import make_keys
+from dagjax.experiments.store import Store, check_same
+from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
+from dagjax.experiments.train import TrainConfig
+from dagjax.graph.topology import GraphError
+from dagjax.report import drawing, figures
+
+DENSITIES = (0.67, 0.45, 0.3, 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `lottery` found.
+
+    Args:
+        record: All figures and masks.
+        model: The network.
+        seconds: Wall time of this call.
+    """
+
+    record: Record
+    model: Model
+    seconds: float
+
+    @property
+    def masks(self) -> Any:
+        """The tickets' masks `{"params": ..., "gates": ...}`, `[round, seed, ...]`."""
+        return self.record.masks
+
+    def table(self) -> str:
+        """Each arm at each density, and the verdict, as text."""
+        return table(self.record)
+
+    def verdict(self) -> str:
+        """The verdict in one sentence."""
+        return self.record.sentence()
+
+    def plot(self) -> Any:
+        """Test metric against density, with intervals over seeds (matplotlib)."""
+        return figures.accuracy(self.record)
+
+    def figures(self) -> dict[str, Any]:
+        """All figures: `accuracy`, `curves`, `masks`, `graph`."""
+        last = jax.tree.map(lambda m: m[-1, 0], self.masks)
+        shares = drawing.arc_shares(self.model.graph, last)
+        return {
+            "accuracy": figures.accuracy(self.record),
+            "curves": figures.curves(self.record),
+            "masks": figures.mask_pictures(self.record),
+            "graph": drawing.draw(self.model.graph, shares),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `run.json`, `arrays.npz`, `masks.npz`, `table.txt` and the figures.
+
+        Args:
+            folder: Made where it is missing.
+
+        Returns:
+            The folder.
+        """
+        store = Store(folder)
+        store.save("arrays", self.record.arrays())
+        store.save("masks", self.masks)
+        store.write_json("run", describe_run(self))
+        folder = Path(folder)
+        (folder / "table.txt").write_text(self.table() + "\n")
+        for name, figure in self.figures().items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+        return folder
+
+    def __repr__(self) -> str:
+        return f"Result({self.verdict()})"
+
+
+def lottery(
+    net: Any,
+    data: Data | Sequence[Any],
+    *,
+    loss: Objective | None = None,
+    metric: Objective | None = None,
+    seeds: int = 10,
+    densities: Sequence[float] = DENSITIES,
+    prune: str = "weights",
+    score: str | None = None,
+    controls: Sequence[str] = BRANCHES,
+    rewind: int = 0,
+    steps: int = 1000,
+    batch: int = 60,
+    eval_every: int | None = None,
+    optimizer: str = "adam",
+    learning_rate: float = 1.2e-3,
+    schedule: str = "constant",
+    margin: float | None = None,
+    first_seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    on_round: Callable[[Report], None] | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Run a lottery-ticket experiment on your own network and data.
+
+    Train, prune, rewind, train again, over many seeds; compare every ticket with the
+    dense network and with controls, and give the verdict on the weak lottery-ticket
+    hypothesis: training performance on par within as many steps or fewer.
+
+    Args:
+        net: A graph, a Flax Linen module or a pair `(init, apply)`.
+        data: `(x_train, y_train, x_test, y_test)`, first axis examples. Integer targets
+            are classes `[N]` or tokens `[N, T]`, float targets are regressed.
+        loss: `(outputs, targets) -> values`, averaged; None: from the targets.
+        metric: Likewise, higher is better; None: accuracy, or the negative error.
+        seeds: How many seeds.
+        densities: Falling kept shares, one round each.
+        prune: `weights`, `units` (neurons, channels) or `arcs` (branches and skips).
+        score: `magnitude`, `taylor`, `gate` or `random`; None: what fits `prune`.
+        controls: Of `random`, `fresh`, `transfer` and `narrow`.
+        rewind: Steps of dense training before the point that tickets go back to.
+        steps: Optimizer steps of one training.
+        batch: Examples a step.
+        eval_every: Steps between evaluations of the training loss; None: about 50.
+        optimizer: `adam`, `adamw`, `sgd`, `momentum` or `nesterov`.
+        learning_rate: At the start.
+        schedule: Of the learning rate: `constant`, `linear`, `cosine`, `warmup-cosine`.
+        margin: Training loss that "on par" tolerates, fixed in advance; None: 1 percent
+            of the loss of the best constant output.
+        first_seed: Number of the first seed.
+        out: Folder for a saved state after every round, and for the results.
+        resume: Go on with what lies in `out`.
+        on_round: Told a `Report` after every round.
+        on_chunk: Told `(chunks done, chunks in all)` after every chunk of training.
+
+    Returns:
+        A result with `.table()`, `.plot()`, `.masks`, `.save(folder)`.
+
+    Raises:
+        ValueError: An option that does not fit; the message says what is allowed.
+
+    Example:
+        >>> import dagjax as dj
+        >>> data = dj.data.teacher(n_train=64, n_test=16)
+        >>> result = dj.lottery(dj.zoo.mlp((8, 1)), data, seeds=2, densities=[0.5],
+        ...                     steps=20, batch=16, controls=["random"])
+        >>> result.masks["params"]["fc1"]["Dense"]["kernel"].shape
+        (2, 2, 16, 8)
+    """
+    begun = time.perf_counter()
+    data = check(Data(*data))
+    config = TrainConfig(steps, batch, eval_every or _divisor(steps))
+    model, task = as_model(net, gated=prune == "arcs"), task_of(data, loss, metric)
+    check_fit(task, model, data)
+    pruner = make_pruner(prune, score, model, task)
+    check_densities(densities, prune, model, data.x_train[:1])
+    tx = make_tx(optimizer, learning_rate, schedule, steps)
+    setup = Setup(config, model, task, tx, pruner, prune, rewind)
+    controls = _feasible(controls, setup, data, seeds)
+    settings = {
+        "net": describe_net(net, model),
+        "data": _fingerprint(data),
+        "prune": prune,
+        "score": score or GRANULARITIES[prune].scores[0],
+        "seeds": seeds,
+        "first_seed": first_seed,
+        "densities": [float(d) for d in densities],
+        "rewind": rewind,
+        **dataclasses.asdict(config),
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "loss": _name(task.loss),
+        "metric": _name(task.metric),
+        "margin": default_margin(task.loss, data) if margin is None else margin,
+    }
+    rounds = 1 + len(densities) * (1 + len(controls))
+    ticker = _Ticker(rounds, steps // config.eval_every, on_chunk)
+
+    def told(report: Report) -> None:
+        ticker.finished(report.done)
+        if on_round is not None:
+            on_round(report)
+
+    experiment = Experiment(
+        setup, make_keys(seeds, first_seed), data, densities,
+        _open(out, settings, resume), told, ticker, len(controls),
+    )  # fmt: skip
+    tickets = experiment.rounds()
+    branches = {name: experiment.branch(name, tickets) for name in controls}
+    record = experiment.record(tickets, branches, settings)
+    result = Result(record, model, time.perf_counter() - begun)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+def describe_run(result: Result) -> dict[str, Any]:
+    """Settings, machine, versions, time and the table, as JSON values."""
+    verdicts = result.record.verdicts()
+    return {
+        "finished": True,
+        "settings": result.record.settings,
+        "verdict": result.verdict(),
+        "verdicts": {str(d): dataclasses.asdict(v) for d, v in verdicts.items()},
+        "table": [row._asdict() for row in result.record.rows()],
+        "seconds": round(result.seconds, 2),
+        "device": str(jax.devices()[0].device_kind),
+        "devices": jax.device_count(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the figures."""
+    packages = ("dagjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def describe_net(net: Any, model: Model) -> str:
+    """The network in a line, with a number that changes when the network does."""
+    text = "; ".join(map(repr, model.graph.arcs))
+    return f"{net!r} #{zlib.crc32(text.encode()):08x}"[-200:]
+
+
+def _fingerprint(data: Data) -> str:
+    crc = 0
+    for x in data:
+        crc = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc)
+    return f"{list(data.x_train.shape)} + {list(data.x_test.shape)} #{crc:08x}"
+
+
+def _open(out: Any, settings: dict[str, Any], resume: bool) -> Store:
+    """The store of finished rounds; emptied unless the run is to go on."""
+    if out is None:
+        return Store(None)
+    folder, rounds = Store(out), Store(Path(out) / "rounds")
+    before = folder.read_json("run")
+    if resume and before:
+        check_same(before.get("settings", {}), settings, out)
+    else:
+        rounds.clear()
+        folder.write_json("run", {"finished": False, "settings": settings})
+    return rounds
+
+
+def _feasible(
+    controls: Sequence[str], setup: Setup, data: Data, seeds: int
+) -> tuple[str, ...]:
+    """The controls that this network and this number of seeds allow."""
+    if unknown := [name for name in controls if name not in BRANCHES]:
+        raise ValueError(
+            f"no control named {unknown[0]!r}; controls are {', '.join(BRANCHES)}"
+        )
+    left_out = {}
+    if seeds < 2:
+        left_out["transfer"] = "it needs two seeds"
+    try:
+        narrowed(setup, 1, data)
+    except GraphError:
+        left_out["narrow"] = "no layer of this network can be narrowed by name"
+    for name, why in left_out.items():
+        if name in controls:
+            warnings.warn(f"the control {name!r} is left out: {why}", stacklevel=3)
+    return tuple(name for name in controls if name not in left_out)
+
+
+class _Ticker:
+    """Counts chunks of training over the whole experiment."""
+
+    def __init__(self, rounds: int, chunks: int, tell: Any):
+        self.chunks, self.total, self.tell = chunks, rounds * chunks, tell
+        self.base = self.inside = 0
+
+    def __call__(self) -> None:
+        self.inside = min(self.inside + 1, self.chunks)
+        self._tell()
+
+    def finished(self, rounds: int) -> None:
+        self.base, self.inside = rounds * self.chunks, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.tell is not None:
+            self.tell(self.base + self.inside, self.total)
+
+
+def _divisor(steps: int) -> int:
+    """The step between evaluations: the largest divisor that gives at least 50."""
+    return next(n for n in range(max(1, steps // 50), 0, -1) if steps % n == 0)
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)

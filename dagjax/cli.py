@@ -1,0 +1,277 @@
+"""The command line: `dagjax lottery`, `dagjax show`, `dagjax list`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+
+_EXTRAS = "the command line needs more packages: pip install 'dagjax[all]'"
+MIN_ACCURACY = {"digits": 0.96}  # a dense net below this was not trained properly
+
+
+@dataclasses.dataclass(frozen=True)
+class Lottery:
+    """Run a lottery-ticket experiment and give the verdict.
+
+    Every option has a default: `dagjax lottery` alone runs on the embedded digits.
+    """
+
+    net: str = "lenet-300-100"
+    """A net of `dagjax list`, or package.module:factory of your own."""
+    data: str = "digits"
+    """digits, fashion-mnist, a folder of IDX files, file.npz, or module:factory."""
+    seeds: int = 10
+    """How many seeds."""
+    rounds: int = 4
+    """Train-prune-rewind rounds, in geometric steps down to the density."""
+    density: float = 0.2
+    """Kept share after the last round, in (0, 1]."""
+    prune: str = "weights"
+    """weights, units (neurons, channels) or arcs (branches and skips)."""
+    score: str | None = None
+    """magnitude, taylor, gate or random; by default what fits --prune."""
+    controls: str = "random,fresh,transfer,narrow"
+    """Controls, separated by commas; none for no controls."""
+    rewind: int = 0
+    """Steps of dense training before the point that tickets go back to."""
+    steps: int = 1000
+    """Optimizer steps of one training."""
+    batch: int = 60
+    """Examples a step."""
+    lr: float = 1.2e-3
+    """Learning rate."""
+    optimizer: str = "adam"
+    """adam, adamw, sgd, momentum or nesterov."""
+    schedule: str = "constant"
+    """Of the learning rate: constant, linear, cosine or warmup-cosine."""
+    margin: float | None = None
+    """Training loss that "on par" tolerates; by default 1 percent of chance."""
+    device: str = "auto"
+    """auto, cpu, gpu or tpu."""
+    seed0: int = 0
+    """Number of the first seed."""
+    out: Path | None = None
+    """Run folder; by default runs/NET-DATA-PRUNE."""
+    resume: bool = False
+    """Go on with what lies in the run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print a net as a table and draw it by levels."""
+
+    net: str = "resnet20"
+    """A net of `dagjax list`, or package.module:factory of your own."""
+    out: Path | None = None
+    """PNG or SVG file; by default NET.png in this folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List nets, data, scores, optimizers."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments; None: those of the process.
+    """
+    try:
+        import tyro
+    except ImportError:
+        sys.exit(f"dagjax: {_EXTRAS}")
+    commands = (
+        Annotated[Lottery, tyro.conf.subcommand("lottery", prefix_name=False)]
+        | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)]
+        | Annotated[List, tyro.conf.subcommand("list", prefix_name=False)]
+    )
+    options = tyro.cli(
+        commands,  # pyright: ignore[reportArgumentType]
+        args=args,
+        prog="dagjax",
+        description="Networks as DAGs of functions; pruning; lottery tickets.",
+    )
+    run = {Lottery: run_lottery, Show: run_show, List: run_list}[type(options)]
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        sys.exit("dagjax: stopped; the same command with --resume goes on")
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("DAGJAX_TRACEBACK"):
+            raise
+        print(f"dagjax: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_lottery(options: Lottery) -> None:
+    """`dagjax lottery`."""
+    set_up_jax(options.device)
+    from rich.console import Console
+
+    from dagjax import api
+    from dagjax.report.terminal import Follower, print_result
+
+    console = Console()
+    data = load_data(options.data)
+    net = load_net(options.net, data)
+    out = options.out or Path("runs") / _slug(options.net, options.data, options.prune)
+    with warnings.catch_warnings(), Follower(console) as follower:
+        warnings.showwarning = lambda message, *_: console.print(f"note: {message}")
+        result = api.lottery(
+            net, data,
+            seeds=options.seeds, densities=geometric(options.density, options.rounds),
+            prune=options.prune, score=options.score,
+            controls=_listed(options.controls), rewind=options.rewind,
+            steps=options.steps, batch=options.batch, optimizer=options.optimizer,
+            learning_rate=options.lr, schedule=options.schedule, margin=options.margin,
+            first_seed=options.seed0, out=out, resume=options.resume,
+            on_round=follower.on_round, on_chunk=follower.on_chunk,
+        )  # fmt: skip
+    print_result(console, result, out)
+    dense = float(result.record.test_metric["dense"].mean())
+    if dense < MIN_ACCURACY.get(options.data, 0.0):
+        console.print(
+            f"warning: the dense net reaches {dense:.1%} on {options.data}, below "
+            f"{MIN_ACCURACY[options.data]:.0%}: train longer, or with another --lr"
+        )
+
+
+def run_show(options: Show) -> None:
+    """`dagjax show`."""
+    set_up_jax("cpu")
+    from dagjax.graph.combine import as_graph
+    from dagjax.graph.show import show
+    from dagjax.report import drawing
+
+    graph = as_graph(load_net(options.net, None))
+    show(graph)
+    out = options.out or Path(f"{_slug(options.net)}.png")
+    drawing.draw(graph).savefig(out, dpi=150)
+    print(f"drawn to {out}")
+
+
+def run_list(options: List) -> None:
+    """`dagjax list`."""
+    del options
+    from dagjax.experiments import data
+    from dagjax.experiments.granularity import GRANULARITIES
+    from dagjax.experiments.optimizers import OPTIMIZERS, SCHEDULES
+    from dagjax.experiments.run import BRANCHES
+    from dagjax.graph.zoo import NETS
+
+    own = "module:factory"
+    for what, names in {
+        "nets": [*NETS, own],
+        "data": [*data.NAMES, "folder of IDX files", "file.npz", own],
+        **{f"scores of {k}": v.scores for k, v in GRANULARITIES.items()},
+        "controls": BRANCHES,
+        "optimizers": OPTIMIZERS,
+        "schedules": SCHEDULES,
+    }.items():
+        print(f"{what:18}{', '.join(names)}")
+
+
+def set_up_jax(device: str) -> None:
+    """Choose the platform, one host device a core, and the compilation cache.
+
+    Args:
+        device: `auto`, `cpu`, `gpu` or `tpu`.
+
+    Raises:
+        ValueError: If there is no such kind of device.
+    """
+    if device not in ("auto", "cpu", "gpu", "tpu"):
+        raise ValueError(f"device {device!r}: expected auto, cpu, gpu or tpu")
+    if device != "auto":
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
+        Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dagjax"
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(
+            f"no device of kind {device!r} here; try --device cpu"
+        ) from error
+
+
+def geometric(density: float, rounds: int) -> list[float]:
+    """Densities `d^(1/n), d^(2/n), ..., d`: every round keeps the same share.
+
+    Args:
+        density: After the last round.
+        rounds: How many.
+
+    Raises:
+        ValueError: If there is no round, or the density is not in (0, 1].
+
+    Example:
+        >>> geometric(0.25, 2)
+        [0.5, 0.25]
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds {rounds}: expected at least 1")
+    if not 0 < density <= 1:
+        raise ValueError(f"density {density}: expected a kept share in (0, 1]")
+    return [density ** (i / rounds) for i in range(1, rounds + 1)]
+
+
+def load_data(name: str) -> Any:
+    """Data by name, path or `module:factory`."""
+    from dagjax.experiments import data
+
+    return data.check(_factory(name)()) if _is_factory(name) else data.load(name)
+
+
+def load_net(name: str, data: Any) -> Any:
+    """A net of the zoo with the shapes of the data, or `module:factory`."""
+    from dagjax.graph.zoo import by_name
+
+    if _is_factory(name):
+        made = _factory(name)
+        plain = callable(made) and not hasattr(made, "init")
+        return made() if plain else made
+    if data is None:
+        return by_name(name)
+    y = data.y_train
+    classes = int(y.max()) + 1 if y.dtype.kind in "iu" else int(y[0].size)
+    return by_name(name, classes=classes, input_shape=data.x_train.shape[1:])
+
+
+def _is_factory(name: str) -> bool:
+    return ":" in name and not os.path.exists(name)
+
+
+def _factory(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{name!r}: expected package.module:factory; {error}"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _listed(names: str) -> list[str]:
+    return [] if names == "none" else names.split(",")
+
+
+def _slug(*names: str) -> str:
+    parts = (Path(name.replace(":", "-")).stem for name in names)
+    return "-".join(parts)

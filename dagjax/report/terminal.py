@@ -1,0 +1,73 @@
+"""A run in the terminal: a progress bar while it runs, a table at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.table import Table
+
+from dagjax.experiments.result import HEADERS, cells
+
+
+class Follower:
+    """Draws a bar with the time left, and a line after every round.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console):
+        columns = (
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("left"), TimeLeft(),
+        )  # fmt: skip
+        self.console = console
+        self.progress = Progress(*columns, console=console)
+        self.task = self.progress.add_task("compiling", total=None)
+
+    def __enter__(self) -> Follower:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.stop()
+
+    def on_chunk(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self.progress.update(
+            self.task, completed=done, total=total, description="training"
+        )
+
+    def on_round(self, report: Any) -> None:
+        """Say how a round ended: means over seeds."""
+        self.console.print(
+            f"[{report.done:>{len(str(report.total))}}/{report.total}] "
+            f"{report.arm:<8} density {report.density:<5.3g} "
+            f"train loss {report.loss[:, -1].mean():.3g}, "
+            f"test {report.test_metric.mean():.4f}",
+            highlight=False, markup=False,
+        )  # fmt: skip
+
+
+def print_result(console: Console, result: Any, folder: Path) -> None:
+    """The final table, the verdict, and where the files are.
+
+    Args:
+        console: Where to.
+        result: A `dagjax.Result`.
+        folder: Where it was saved.
+    """
+    metric = result.record.settings["metric"]
+    table = Table(caption="mean and 95 percent interval over seeds", box=None)
+    for header in HEADERS:
+        table.add_column(header.format(metric=metric), no_wrap=header == "arm")
+    for row in result.record.rows():
+        table.add_row(*cells(row))
+    console.print(table)
+    console.print(f"\n{result.verdict()}", highlight=False)
+    console.print(f"{result.seconds:.0f} s; figures, masks and arrays in {folder}")
