@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
+import io
+import itertools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,12 +98,14 @@ def main(args: list[str] | None = None) -> None:
         | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)]
         | Annotated[List, tyro.conf.subcommand("list", prefix_name=False)]
     )
-    options = tyro.cli(
+    parse = functools.partial(
+        tyro.cli,
         commands,  # pyright: ignore[reportArgumentType]
         args=args,
         prog="dagjax",
         description="Networks as DAGs of functions; pruning; lottery tickets.",
     )
+    options = _one_line(parse)
     run = {Lottery: run_lottery, Show: run_show, List: run_list}[type(options)]
     try:
         run(options)
@@ -109,6 +116,21 @@ def main(args: list[str] | None = None) -> None:
             raise
         print(f"dagjax: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _one_line(parse: Callable[[], Any]) -> Any:
+    """Parse options; of a complaint keep the first paragraph, without its box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        rows = [row.strip("│ ") for row in said.getvalue().splitlines()]
+        rows = [row for row in rows if not row.startswith(("╭", "╰"))]
+        text = itertools.takewhile(lambda row: row.strip("─"), rows)
+        if stop.code:
+            print("dagjax:", *text, "(dagjax --help)", file=sys.stderr)
+        raise
 
 
 def run_lottery(options: Lottery) -> None:
@@ -202,7 +224,7 @@ def set_up_jax(device: str) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"no device of kind {device!r} here; try --device cpu"
         ) from error

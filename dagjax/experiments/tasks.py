@@ -20,7 +20,6 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
     Example:
             >>> import jax.numpy as jnp
-    import numpy as np
             >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))
             [0.6931472]
     """

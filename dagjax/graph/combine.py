@@ -47,7 +47,7 @@ def block(*fs: Any, name: str = "block") -> Graph:
     Example:
         >>> import flax.linen as nn
         >>> block(nn.relu, nn.Dense(3), name="fc").arcs
-        (Arc('fc': in -> out, relu > Dense(features=3)),)
+        (Arc('fc': in -> out, relu > Dense(3)),)
     """
     return Graph([Arc(name, "in", "out", series(*fs))], "in", "out")
 

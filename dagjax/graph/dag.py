@@ -88,7 +88,7 @@ class DAG:
                 self.graph, arcs, self.params, state, values,
                 gates=gates, train=train, key=key,
             )  # fmt: skip
-        outputs = tuple(read(self.graph, values, node) for node in self.graph.outputs)
+        outputs = tuple(read(self.graph, n, values[n]) for n in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs, state
 
     def replace(self, **changes: Any) -> DAG:
@@ -125,7 +125,9 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     params, state = {}, {}
     values = jax.eval_shape(functools.partial(start, graph), specs)
     for arc in graph.arcs:
-        x = jax.eval_shape(functools.partial(read, graph, node=arc.source), values)
+        x = jax.eval_shape(
+            functools.partial(read, graph, arc.source), values[arc.source]
+        )
         try:
             own, held = arc.fn.init(jax.random.fold_in(key, stream(arc)), x)
             y, _ = jax.eval_shape(
@@ -134,8 +136,11 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
         except Exception as error:
             error.add_note(f"in {arc!r}, whose input is {_shape(x)}")
             raise
-        _check_sum(graph, arc, values, y)
-        values = jax.eval_shape(functools.partial(deliver, graph, arc), values, y)
+        old = values.get(arc.target)
+        _check_sum(graph, arc, old, y)
+        values[arc.target] = jax.eval_shape(
+            functools.partial(deliver, graph, arc), old, y
+        )
         params |= {arc.name: own} if jax.tree.leaves(own) else {}
         state |= {arc.name: held} if jax.tree.leaves(held) else {}
     batch = specs[0].shape[:1]
@@ -206,39 +211,38 @@ def sweep(
     sign: int = 1,
 ) -> tuple[Values, dict[str, State]]:
     """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values."""
-    new, kept = values, state
+    new, kept = dict(values), state
     for arc in arcs:
         own, held = params.get(arc.name, {}), state.get(arc.name, {})
         random = None if key is None else jax.random.fold_in(key, stream(arc))
-        x = read(graph, values, arc.source)
+        x = read(graph, arc.source, values[arc.source])
         y, updated = arc.fn.apply(own, held, x, train=train, key=random)
         if updated is not held:
             kept = {**kept, arc.name: updated}
         gate = None if gates is None else gates.get(arc.name)
-        new = deliver(graph, arc, new, y, gate, sign)
+        new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
     return new, kept
 
 
-def read(graph: Graph, values: Values, node: str) -> Any:
+def read(graph: Graph, node: str, value: Any) -> Any:
     """What an arc sees at a node: the sum, or the merge of its ports."""
     merge = graph.merge_of.get(node)
-    return values[node] if merge is None else merge(values[node])
+    return value if merge is None else merge(value)
 
 
 def deliver(
-    graph: Graph, arc: Arc, values: Values, y: Any, gate: Any = None, sign: int = 1
-) -> Values:
-    """Add `gate * y` at the target of the arc, and the gate to its port's presence."""
+    graph: Graph, arc: Arc, old: Any, y: Any, gate: Any = None, sign: int = 1
+) -> Any:
+    """The target's value with `gate * y` added, at a port the gate to its presence."""
     if gate is not None:
         y = jnp.asarray(gate).astype(y.dtype) * y
-    old = values.get(arc.target)
     if arc.port is None:
-        return {**values, arc.target: _add(old, y, sign)}
+        return _add(old, y, sign)
     presence = jnp.ones((), y.dtype) if gate is None else jnp.asarray(gate, y.dtype)
-    ports = list(old or [Port(None, None)] * graph.ports(arc.target))  # pyright: ignore
+    ports = list(old or [Port(None, None)] * (graph.ports(arc.target) or 0))
     value, before = ports[arc.port]
     ports[arc.port] = Port(_add(value, y, sign), _add(before, presence, sign))
-    return {**values, arc.target: tuple(ports)}
+    return tuple(ports)
 
 
 def stream(arc: Arc) -> int:
@@ -325,10 +329,9 @@ def _space(value: Any, batch: tuple[int, ...]) -> Space:
     return Space(value.shape[1:] if batched else value.shape, str(value.dtype), batched)
 
 
-def _check_sum(graph: Graph, arc: Arc, values: Values, y: Any) -> None:
+def _check_sum(graph: Graph, arc: Arc, old: Any, y: Any) -> None:
     if not hasattr(y, "shape"):
         raise GraphError(f"{arc!r} must return one array, got {type(y).__name__}")
-    old = values.get(arc.target)
     if arc.port is None and old is not None and old.shape != y.shape:
         others = [a.name for a in graph.arcs_into(arc.target) if a.name != arc.name]
         raise GraphError(

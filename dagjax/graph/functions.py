@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Hashable
@@ -217,20 +218,29 @@ def flatten(x: jax.Array) -> jax.Array:
 
 
 def describe(fn: Any) -> str:
-    """One readable line: the module with the fields that differ from their defaults."""
+    """One readable line: a module with the fields that differ from their defaults.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> describe(nn.Conv(8, (3, 3), use_bias=False))
+        'Conv(8, (3, 3), use_bias=False)'
+    """
     if isinstance(fn, nn.Module):
         shown = [_shown(fn, f) for f in fn.__dataclass_fields__.values() if f.init]
         return f"{type(fn).__name__}({', '.join(filter(None, shown))})"
     if isinstance(fn, tuple):
         return _function_name(fn[1])
-    return _function_name(fn) if callable(fn) and hasattr(fn, "__name__") else repr(fn)
+    named = isinstance(fn, functools.partial) or hasattr(fn, "__name__")
+    return _function_name(fn) if named else repr(fn)
 
 
 def _shown(module: nn.Module, field: Any) -> str:
     value = getattr(module, field.name, None)
     if field.name in ("name", "parent") or canonical(value) == canonical(field.default):
         return ""
-    return f"{field.name}={describe(value) if callable(value) else repr(value)}"
+    text = describe(value) if callable(value) else repr(value)
+    required = field.default is dataclasses.MISSING
+    return text if required else f"{field.name}={text}"
 
 
 def _unset(module: nn.Module, mode: str) -> bool:

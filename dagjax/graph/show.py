@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.dag import DAG, count_params, init
+from dagjax.graph.functions import Function
 from dagjax.graph.topology import Graph, Space, count_paths
 
-_HEAD = ("level", "node", "shape", "arc", "from", "function", "parameters")
+_HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
+_WIDTH = 64  # of the last column
 
 
 def show(net: Graph | DAG, *xs: Any) -> None:
@@ -24,10 +26,10 @@ def show(net: Graph | DAG, *xs: Any) -> None:
     Example:
         >>> import dagjax as dj
         >>> dj.show(dj.zoo.mlp((8, 3), input_shape=(4,)))
-        level  node  shape   arc  from  function                     parameters
+        level  node  shape   arc  from  parameters  function
             0  in    [B, 4]
-            1  n1    [B, 8]  fc1  in    flatten > Dense(features=8)          40
-            2  out   [B, 3]  fc2  n1    relu > Dense(features=3)             27
+            1  n1    [B, 8]  fc1  in            40  flatten > Dense(8)
+            2  out   [B, 3]  fc2  n1            27  relu > Dense(3)
         3 nodes, 2 arcs, 2 levels, 1 path, 67 parameters
     """
     net = _with_shapes(net, xs)
@@ -38,7 +40,7 @@ def show(net: Graph | DAG, *xs: Any) -> None:
             cell.rjust(width) if head in ("level", "parameters") else cell.ljust(width)
             for head, cell, width in zip(_HEAD, line, widths, strict=True)
         ]
-        print("  ".join(cells))
+        print("  ".join(cells).rstrip())
     print(summary(net))
 
 
@@ -94,8 +96,13 @@ def _lines(net: Graph | DAG) -> list[tuple[str, ...]]:
                 else "?"
             )
             head = first if arc is arcs[0] else ("", "", "")
-            lines.append((*head, arc.name + port, arc.source, repr(arc.fn), count))
+            lines.append((*head, arc.name + port, arc.source, count, _short(arc.fn)))
     return lines
+
+
+def _short(fn: Function) -> str:
+    text = repr(fn)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 
 
 def _shape(space: Space | tuple[Space, ...] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import re
@@ -30,7 +31,7 @@ class Arc:
     Example:
         >>> import flax.linen as nn
         >>> Arc("fc", "x", "y", nn.Dense(3))
-        Arc('fc': x -> y, Dense(features=3))
+        Arc('fc': x -> y, Dense(3))
     """
 
     name: str
@@ -151,16 +152,23 @@ class Graph:
             rows[self.levels[arc.target]].append(arc)
         return tuple(map(tuple, rows))
 
+    @functools.cached_property
+    def _into(self) -> dict[str, list[Arc]]:
+        found: dict[str, list[Arc]] = {}
+        for arc in self.arcs:
+            found.setdefault(arc.target, []).append(arc)
+        return found
+
     def arcs_into(self, node: str) -> tuple[Arc, ...]:
         """The arcs whose sum is the value of the node."""
-        return tuple(arc for arc in self.arcs if arc.target == node)
+        return tuple(self._into.get(node, ()))
 
     def ports(self, node: str) -> int | None:
         """How many ports a merge node has; None for a sum node."""
         if node not in self.merge_of:
             return None
         known = self.space_of.get(node, ())
-        return max([len(known), *(a.port + 1 for a in self.arcs_into(node))])  # pyright: ignore[reportOptionalOperand]
+        return max([len(known), *((a.port or 0) + 1 for a in self.arcs_into(node))])
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with other fields."""
@@ -291,7 +299,7 @@ def _validate(graph: Graph) -> None:
         ("inputs are", graph.inputs),
         ("outputs are", graph.outputs),
     ):
-        if twice := sorted({n for n in names if list(names).count(n) > 1}):
+        if twice := [n for n, count in collections.Counter(names).items() if count > 1]:
             raise GraphError(f"two {what} named {twice[0]!r}; give each its own name")
     _validate_reach(graph)
     for arc in graph.arcs:
@@ -333,8 +341,10 @@ def _validate_port(graph: Graph, arc: Arc) -> None:
             f"arc {arc.name!r} leads into {arc.target!r}, a {merge!r} node, and needs "
             f"a port 0, 1, ...; got {arc.port!r}"
         )
+    if merge is None:
+        return
     rivals = [a.name for a in graph.arcs_into(arc.target) if a.port == arc.port]
-    if merge is not None and len(rivals) > 1:
+    if len(rivals) > 1:
         raise GraphError(
             f"arcs {', '.join(rivals)} write one port ({arc.port}) of {arc.target!r}; "
             "give their sum a node of its own"

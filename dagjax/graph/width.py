@@ -25,7 +25,7 @@ def narrow(graph: Graph, factor: float) -> Graph:
     Example:
         >>> import dagjax as dj
         >>> dj.narrow(dj.zoo.mlp((100, 10)), 0.3).arcs[0]
-        Arc('fc1': in -> n1, flatten > Dense(features=30))
+        Arc('fc1': in -> n1, flatten > Dense(30))
     """
     arcs = [_narrow_arc(graph, arc, factor, arc.target in graph.outputs)
             for arc in graph.arcs]  # fmt: skip

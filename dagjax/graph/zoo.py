@@ -180,7 +180,7 @@ def _conv(
     return nn.Conv(
         features,
         (size, size),
-        (stride, stride),
+        stride,
         padding=padding,
         use_bias=size == 5 if bias is None else bias,
         conv_general_dilated=conv,

@@ -1,1 +1,1 @@
-
+"""Looking at it: figures of an experiment and drawings of a graph."""

@@ -31,14 +31,14 @@ class Follower:
         self.task = self.progress.add_task("compiling", total=None)
 
     def __enter__(self) -> Follower:
-        self.progress.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
 
     def on_chunk(self, done: int, total: int) -> None:
-        """Move the bar."""
+        """Move the bar; it appears with the first chunk."""
+        self.progress.start()
         self.progress.update(
             self.task, completed=done, total=total, description="training"
         )

@@ -1,0 +1,52 @@
+"""What all tests share: strict JAX, four devices, keys, transforms."""
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+hypothesis.settings.register_profile(
+    "dagjax",
+    deadline=None,
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("dagjax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_ranks():
+    """Broadcasting never adds axes behind our back."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def strict_dtypes():
+    """Dtypes never mix; for modules that compute in one precision."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+def vmap_of_one(f):
+    """`f` on a batch of one, whose axis is taken off again."""
+
+    def mapped(*args):
+        ys = jax.vmap(f)(*jax.tree.map(lambda x: x[None], args))
+        return jax.tree.map(lambda y: y[0], ys)
+
+    return mapped
+
+
+@pytest.fixture(params=[lambda f: f, jax.jit, vmap_of_one], ids=["id", "jit", "vmap"])
+def transform(request):
+    """`f -> f`: as it is, compiled, mapped over a batch of one."""
+    return request.param

@@ -1,0 +1,123 @@
+"""Law 1: `L_n o ... o L_1` is the network.
+
+For injections at every node it equals the recursive oracle, in both modes; for images
+at the input it equals the module that was written the ordinary way.
+"""
+
+import dataclasses
+
+import jax
+import pytest
+from hypothesis import assume, given
+
+import dagjax as dj
+from tests.graph import nets
+
+TWINS = ["lenet_300_100", "lenet5", "resnet8"]
+
+
+def check(case, factors=dj.factors, **mode):
+    """How far the composition is from the oracle, at a random injection."""
+    b = case.injection()
+    return nets.distance(
+        dj.compose(factors(case.dag, **mode))(b), case.oracle(b, **mode)
+    )
+
+
+def drop_arc(dag, **mode):
+    """Mutant: the last factor forgets an arc."""
+    *before, last = dj.factors(dag, **mode)
+    return [*before, dataclasses.replace(last, arcs=last.arcs[1:])]
+
+
+def swap_factors(dag, **mode):
+    """Mutant: the first two factors in the wrong order."""
+    first, second, *others = dj.factors(dag, **mode)
+    return [second, first, *others]
+
+
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+@pytest.mark.parametrize("name", nets.ZOO)
+def test_zoo(name, dtype):
+    with nets.precision(dtype):
+        case = nets.zoo(name, dtype)
+        assert check(case) <= nets.TOLERANCE[dtype]
+        assert check(case, gates=case.gates()) <= nets.TOLERANCE[dtype]
+        assert nets.violates(check(case, drop_arc), dtype)
+        assert nets.violates(check(case, swap_factors), dtype)
+
+
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+@given(plan=nets.plans())
+def test_random(dtype, plan):
+    with nets.precision(dtype):
+        case = plan.case(dtype)
+        assert check(case) <= nets.TOLERANCE[dtype]
+        assert check(case, gates=case.gates()) <= nets.TOLERANCE[dtype]
+        want = case.outputs(case.oracle(dj.inject(case.dag, *case.xs)))
+        assert nets.distance(case.dag(*case.xs), want) <= nets.TOLERANCE[dtype]
+
+
+@given(plan=nets.plans())
+def test_mutants_on_random(plan):
+    assume(plan.graph.depth >= 2)
+    with nets.precision("float64"):
+        case = plan.case("float64")
+        assert nets.violates(check(case, drop_arc), "float64")
+        assert nets.violates(check(case, swap_factors), "float64")
+        gates, names = case.gates(), [arc.name for arc in case.dag.graph.arcs]
+        other = gates | {names[-1]: gates[names[-1]] + 0.5}
+        wrong_gate = lambda dag, gates: dj.factors(dag, gates=other)
+        assert nets.violates(check(case, wrong_gate, gates=gates), "float64")
+
+
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+@pytest.mark.parametrize("name", ["resnet8", "noisy"])
+def test_train_mode(name, dtype, key):
+    with nets.precision(dtype):
+        case = nets.zoo(name, dtype)
+        assert check(case, train=True, key=key) <= nets.TOLERANCE[dtype]
+        evaluate = lambda dag, train, key: dj.factors(dag)
+        assert nets.violates(check(case, evaluate, train=True, key=key), dtype)
+
+
+def test_train_mode_draws_from_the_key(key):
+    case = nets.zoo("noisy")
+    another = lambda dag, train, key: dj.factors(
+        dag, train=train, key=jax.random.fold_in(key, 1)
+    )
+    assert nets.violates(check(case, another, train=True, key=key), "float32")
+
+
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+@pytest.mark.parametrize("name", TWINS)
+def test_twin(name, dtype):
+    with nets.precision(dtype):
+        case = nets.zoo(name, dtype)
+        dag, (x,) = case.dag, case.xs
+        module, variables = nets.twin(name, dag)
+        h = dj.compose(dj.factors(dag))(dj.inject(dag, x))
+        want = module.apply(variables, x)
+        assert nets.distance(h["out"], want) <= nets.TOLERANCE[dtype]
+        assert nets.distance(dag(x), want) <= nets.TOLERANCE[dtype]
+        layer = next(iter(dag.params))
+        doubled = dag.params | {layer: jax.tree.map(lambda w: 2 * w, dag.params[layer])}
+        mutant = dag.replace(params=doubled)
+        assert nets.violates(nets.distance(mutant(x), want), dtype)
+
+
+@pytest.mark.parametrize("dtype", nets.DTYPES)
+def test_twin_in_train_mode(dtype, key):
+    with nets.precision(dtype):
+        case = nets.zoo("resnet8", dtype)
+        dag, (x,) = case.dag, case.xs
+        module, variables = nets.twin("resnet8", dag)
+        want, updated = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        got, state = dag.apply(x, train=True, key=key)
+        h = dj.compose(dj.factors(dag, train=True, key=key))(dj.inject(dag, x))
+        assert nets.distance(got, want) <= nets.TOLERANCE[dtype]
+        assert nets.distance(h["out"], want) <= nets.TOLERANCE[dtype]
+        stats = nets.relayed(state)
+        assert nets.distance(stats, updated["batch_stats"]) <= nets.TOLERANCE[dtype]
+        old = nets.relayed(dag.state)
+        assert nets.violates(nets.distance(old, updated["batch_stats"]), dtype)
