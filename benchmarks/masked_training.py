@@ -52,8 +52,8 @@ def masked_train(model: Any, task: Any, tx: Any, *args: Any) -> Any:
     trainer = make_trainer(config, model, task, tx)
     data = dj.data.Data(x, y, x[:1], y[:1])
     mask = {"params": mask, "gates": None}
-    carry, _ = trainer.begin(start, mask, None, data)
-    return trainer.chunk(jax.random.key(2), mask, carry, order, data)[0].at.theta
+    carry = trainer.begin(start, mask, None)
+    return trainer.steps(jax.random.key(2), mask, carry, order, data).at.theta
 
 
 def main() -> None:

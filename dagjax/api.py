@@ -120,7 +120,7 @@ def lottery(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_round: Callable[[Report], None] | None = None,
-    on_chunk: Callable[[int, int], None] | None = None,
+    on_chunk: Callable[[float, int], None] | None = None,
 ) -> Result:
     """Run a lottery-ticket experiment on your own network and data.
 
@@ -152,7 +152,7 @@ def lottery(
         out: Folder for a saved state after every round, and for the results.
         resume: Go on with what lies in `out`.
         on_round: Told a `Report` after every round.
-        on_chunk: Told `(chunks done, chunks in all)` after every chunk of training.
+        on_chunk: Told `(rounds done, rounds in all)` after every chunk of training.
 
     Returns:
         A result with `.table()`, `.plot()`, `.masks`, `.save(folder)`.
@@ -196,7 +196,7 @@ def lottery(
         "margin": default_margin(task.loss, data) if margin is None else margin,
     }
     rounds = 1 + len(densities) * (1 + len(controls))
-    ticker = _Ticker(rounds, steps // config.eval_every, on_chunk)
+    ticker = _Ticker(rounds, on_chunk)
 
     def told(report: Report) -> None:
         ticker.finished(report.done)
@@ -289,23 +289,23 @@ def _feasible(
 
 
 class _Ticker:
-    """Counts chunks of training over the whole experiment."""
+    """Counts rounds over the whole experiment, with the share of the one that runs."""
 
-    def __init__(self, rounds: int, chunks: int, tell: Any):
-        self.chunks, self.total, self.tell = chunks, rounds * chunks, tell
-        self.base = self.inside = 0
+    def __init__(self, total: int, tell: Callable[[float, int], None] | None):
+        self.total, self.tell = total, tell
+        self.done = self.share = 0.0
 
-    def __call__(self) -> None:
-        self.inside = min(self.inside + 1, self.chunks)
+    def __call__(self, share: float) -> None:
+        self.share = min(self.share + share, 1.0)
         self._tell()
 
     def finished(self, rounds: int) -> None:
-        self.base, self.inside = rounds * self.chunks, 0
+        self.done, self.share = rounds, 0.0
         self._tell()
 
     def _tell(self) -> None:
         if self.tell is not None:
-            self.tell(self.base + self.inside, self.total)
+            self.tell(self.done + self.share, self.total)
 
 
 def _divisor(steps: int) -> int:

@@ -69,10 +69,9 @@ def make_trainers(
     task: Task,
     tx: optax.GradientTransformation,
     rewind: int = 0,
-    unroll: bool = False,
 ) -> Trainers:
     """The trainer of the rounds, and one of `rewind` steps where there is rewinding."""
-    train = make_trainer(config, model, task, tx, unroll=unroll)
+    train = make_trainer(config, model, task, tx)
     if not rewind:
         return Trainers(train, None)
     before = TrainConfig(rewind, config.batch, rewind, 1)

@@ -104,17 +104,21 @@ HEADERS = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text."""
+    """A row as text: means, and half the width of their intervals."""
     metric, loss, steps = row.metric, row.loss, row.steps
     return (
         row.arm,
         f"{row.density:.3g}",
         f"{row.weights:,}",
-        f"{metric.mean:.4f} [{metric.low:.4f}, {metric.high:.4f}]",
-        f"{loss.mean:.3g} [{loss.low:.3g}, {loss.high:.3g}]",
-        f"{steps.mean:.0f} [{steps.low:.0f}, {steps.high:.0f}]",
+        f"{metric.mean:.4f} ± {_half(metric):.4f}",
+        f"{loss.mean:.2e} ± {_half(loss):.0e}",
+        f"{steps.mean:.0f} ± {_half(steps):.0f}",
         f"{row.wins.wins} of {row.wins.n}",
     )
+
+
+def _half(interval: stats.Interval) -> float:
+    return (interval.high - interval.low) / 2
 
 
 def table(record: Record) -> str:

@@ -75,52 +75,83 @@ class Rounds(NamedTuple):
     masks: Any = None  # [round, seed, ...]; None for branches, which follow from these
 
 
-Tick = Callable[[], None]
+Tick = Callable[[float], None]
 _INFO = TrainInfo(0, 0, 0)  # pyright: ignore[reportArgumentType]  # structure only
 
 
-def looped(trainer: Trainer, tick: Tick) -> Callable[..., tuple[Trained, TrainInfo]]:
+def looped(
+    trainer: Trainer, tick: Tick, single: bool = False
+) -> Callable[..., tuple[Trained, TrainInfo]]:
     """Drive a trainer by a Python loop over chunks, for all seeds at once.
 
     Args:
         trainer: The pieces of training of one seed.
-        tick: Called after every chunk.
+        tick: Called after every chunk with its share of the training.
+        single: Call one step at a time, of as many seeds as there are devices: no
+            compiled loop is left around a step.
 
     Returns:
         The same function as `scanned` gives, mapped over seeds.
     """
     order = jax.jit(over_seeds(trainer.order, shared=1))
-    begin = jax.jit(over_seeds(trainer.begin, shared=2))
-    chunk = jax.jit(over_seeds(trainer.chunk, shared=1), donate_argnums=2)
+    begin = jax.jit(over_seeds(trainer.begin, shared=1))
+    steps = jax.jit(over_seeds(trainer.steps, shared=1), donate_argnums=2)
+    measure = jax.jit(over_seeds(trainer.measure, shared=1))
     finish = jax.jit(over_seeds(trainer.finish, shared=1))
 
     def train(
-        key: Any, start: Trained, mask: Any, data: Data, lr: Any
+        key: Any, start: Trained, mask: Any, data: Data, lr: Any, share: float = 1.0
     ) -> tuple[Trained, TrainInfo]:
-        carry, first = begin(start, mask, lr, data)
-        plan, losses = order(key, data), [first]
+        carry, plan = begin(start, mask, lr), order(key, data)
+        losses = [measure(carry, data)]
         for i in range(plan.shape[1]):
-            carry, loss = chunk(key, mask, carry, plan[:, i], data)
-            losses.append(jax.block_until_ready(loss))
-            tick()
+            chunk = plan[:, i]
+            for j in range(chunk.shape[1]) if single else (slice(None),):
+                part = chunk[:, j, None] if single else chunk
+                carry = steps(key, mask, carry, part, data)
+            losses.append(jax.block_until_ready(measure(carry, data)))
+            tick(share / plan.shape[1])
         trained, *test = finish(carry, data)
         return trained, TrainInfo(jnp.stack(losses, 1), *test)
 
-    return train
+    return in_waves(train) if single else train
 
 
-def make_pieces(setup: Setup, tick: Tick) -> Pieces:
+def in_waves(train: Callable[..., Any]) -> Callable[..., Any]:
+    """Train as many seeds at a time as there are devices, wave after wave."""
+
+    def waves(key: Any, start: Any, mask: Any, data: Data, lr: Any) -> Any:
+        size, seeds, found = jax.local_device_count(), key.shape[0], []
+        for first in range(0, seeds, size):
+            own = jax.tree.map(lambda x, i=first: x[i : i + size], (key, start, mask))
+            share = own[0].shape[0] / seeds
+            found.append(train(*own, data, lr, share))
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
+
+    return waves
+
+
+def make_pieces(setup: Setup, data: Data, tick: Tick) -> Pieces:
     """The experiment's functions, compiled and mapped over seeds."""
+    single = jax.default_backend() == "cpu" and convolves(setup.model, data)
     trainers = make_trainers(
         setup.config, setup.model, setup.task, setup.tx, setup.rewind
     )
     init = make_init(setup.model, GRANULARITIES[setup.prune].full, setup.pruner)
     return Pieces(
         jax.jit(over_seeds(init, shared=1)),
-        trainers.pretrain and looped(trainers.pretrain, tick),
-        looped(trainers.train, tick),
+        trainers.pretrain and looped(trainers.pretrain, lambda share: None, single),
+        looped(trainers.train, tick, single),
         jax.jit(over_seeds(make_prune(setup.pruner, setup.config), shared=2)),
     )
+
+
+def convolves(model: Model, data: Data) -> bool:
+    """Whether the network calls XLA's convolution, slow in a loop on the CPU."""
+    x = data.x_train[:1]
+    theta, state, _ = model.shapes(x)
+    jaxpr = jax.make_jaxpr(lambda t, s: model.apply(t, s, x)[0])(theta, state)
+    return "conv_general_dilated" in str(jaxpr)
 
 
 class Experiment:
@@ -133,7 +164,7 @@ class Experiment:
         densities: Falling kept shares of the rounds after the dense one.
         store: Where finished rounds are kept and looked for.
         on_round: Told a `Report` after every round.
-        tick: Called after every chunk of training.
+        tick: Called after every chunk of training with its share of a round.
         branches: How many controls will be run; for the totals in reports.
     """
 
@@ -145,13 +176,13 @@ class Experiment:
         densities: Sequence[float],
         store: Store,
         on_round: Callable[[Report], None] = lambda report: None,
-        tick: Tick = lambda: None,
+        tick: Tick = lambda share: None,
         branches: int = 0,
     ):
         self.setup, self.store, self.on_round = setup, store, on_round
         self.tick, self.densities = tick, tuple(densities)
         self.keys, self.data = place(keys), place(data, shared=True)
-        self.pieces = make_pieces(setup, tick)
+        self.pieces = make_pieces(setup, self.data, tick)
         self.start, self.point = self._start(self.keys)
         self.done, self.total = 0, 1 + (1 + branches) * len(self.densities)
 
@@ -262,7 +293,7 @@ class Experiment:
         return self._train(self.start, jax.tree.map(lambda m: jnp.roll(m, 1, 0), mask))
 
     def _dense(self, setup: Setup) -> TrainInfo:
-        pieces, lr = make_pieces(setup, self.tick), setup.learning_rate
+        pieces, lr = make_pieces(setup, self.data, self.tick), setup.learning_rate
         start, point = start_fn(pieces, self.keys, self.data, lr)
         return pieces.train(self.keys.order, start, point.mask, self.data, lr)[1]
 

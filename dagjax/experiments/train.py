@@ -1,4 +1,4 @@
-"""Masked training of one seed: begin, chunks of steps, finish.
+"""Masked training of one seed: begin, steps, measure, finish.
 
 The mask is applied to the start once; then gradients and updates are masked inside the
 fused update, so that weight decay or noise never revive a dead weight and the forward
@@ -83,11 +83,12 @@ class Carry(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Training in three pieces, so that a scan or a Python loop can drive it."""
+    """Training of one seed in pieces, so that a scan or a Python loop can drive it."""
 
     order: Callable[..., jax.Array]  # (key, data) -> [chunk, step, batch]
-    begin: Callable[..., tuple[Carry, jax.Array]]  # (start, mask, lr, data)
-    chunk: Callable[..., tuple[Carry, jax.Array]]  # (key, mask, carry, order, data)
+    begin: Callable[..., Carry]  # (start, mask, lr)
+    steps: Callable[..., Carry]  # (key, mask, carry, order [step, batch], data)
+    measure: Callable[..., jax.Array]  # (carry, data) -> training loss
     finish: Callable[..., tuple[Trained, jax.Array, jax.Array]]  # (carry, data)
 
 
@@ -98,7 +99,6 @@ def make_trainer(
     tx: optax.GradientTransformation,
     *,
     stream: int = 0,
-    unroll: bool = False,
 ) -> Trainer:
     """The pieces of masked training, pure functions of one seed.
 
@@ -108,7 +108,6 @@ def make_trainer(
         task: Loss and metric.
         tx: An optax optimizer, made once.
         stream: Runs of one key with different streams see different data orders.
-        unroll: Write the steps of a chunk one after the other instead of in a loop.
     """
 
     def objective(params: Any, at: Trained, key: Any, x: Any, y: Any) -> Any:
@@ -128,34 +127,35 @@ def make_trainer(
         now = Trained({**at.theta, "params": params}, state)
         return Carry(now, opt_state, carry.step + 1)
 
-    def fixed_loss(at: Trained, data: Data) -> jax.Array:
-        m = min(config.eval_size, data.x_train.shape[0])
-        return evaluate(model, task.loss, at, data.x_train[:m], data.y_train[:m])
-
     def order(key: Any, data: Data) -> jax.Array:
         n = data.x_train.shape[0]
         own = jax.random.fold_in(key, 2 * stream)
         flat = shuffled_epochs(own, n, config.steps * config.batch)
         return flat.reshape(-1, config.eval_every, config.batch)
 
-    def begin(start: Trained, mask: Mask, lr: Any, data: Data) -> Any:
+    def begin(start: Trained, mask: Mask, lr: Any) -> Carry:
         at = start._replace(theta=masks.apply(mask, start.theta))
         opt_state = with_learning_rate(tx.init(at.theta["params"]), lr)
-        return Carry(at, opt_state, jnp.zeros((), jnp.int32)), fixed_loss(at, data)
+        return Carry(at, opt_state, jnp.zeros((), jnp.int32))
 
-    def chunk(key: Any, mask: Mask, carry: Carry, order: Any, data: Data) -> Any:
+    def steps(key: Any, mask: Mask, carry: Carry, order: Any, data: Data) -> Carry:
         def one(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
             x, y = data.x_train[index], data.y_train[index]
             return step(key, mask, carry, x, y), None
 
-        carry, _ = jax.lax.scan(one, carry, order, unroll=unroll)
-        return carry, fixed_loss(carry.at, data)
+        # A single step is written out: XLA:CPU is slow at convolutions in a loop.
+        return jax.lax.scan(one, carry, order, unroll=order.shape[0] == 1)[0]
+
+    def measure(carry: Carry, data: Data) -> jax.Array:
+        m = min(config.eval_size, data.x_train.shape[0])
+        x, y = data.x_train[:m], data.y_train[:m]
+        return evaluate(model, task.loss, carry.at, x, y)
 
     def finish(carry: Carry, data: Data) -> tuple[Trained, jax.Array, jax.Array]:
         test = lambda f: evaluate(model, f, carry.at, data.x_test, data.y_test)
         return carry.at, test(task.loss), test(task.metric)
 
-    return Trainer(order, begin, chunk, finish)
+    return Trainer(order, begin, steps, measure, finish)
 
 
 def make_train(
@@ -201,9 +201,13 @@ def scanned(trainer: Trainer) -> Callable[..., tuple[Trained, TrainInfo]]:
         data: Data,
         learning_rate: Any = None,
     ) -> tuple[Trained, TrainInfo]:
-        carry, first = trainer.begin(start, mask, learning_rate, data)
-        body = lambda carry, order: trainer.chunk(key, mask, carry, order, data)
-        carry, losses = jax.lax.scan(body, carry, trainer.order(key, data))
+        def chunk(carry: Carry, order: jax.Array) -> tuple[Carry, jax.Array]:
+            carry = trainer.steps(key, mask, carry, order, data)
+            return carry, trainer.measure(carry, data)
+
+        carry = trainer.begin(start, mask, learning_rate)
+        first = trainer.measure(carry, data)
+        carry, losses = jax.lax.scan(chunk, carry, trainer.order(key, data))
         trained, *test = trainer.finish(carry, data)
         return trained, TrainInfo(jnp.concatenate([first[None], losses]), *test)
 

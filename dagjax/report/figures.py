@@ -213,12 +213,12 @@ def _passage(ax: Axes, record: Record, losses: dict[str, np.ndarray]) -> None:
     if not math.isfinite(step):
         return
     y = mean[list(record.evals).index(step)]
-    ax.vlines(step, 0, y, color=FAINT, linewidth=0.9, linestyle="-", zorder=1)
     look = {"color": color("ticket"), "markeredgecolor": "white", "markersize": 7}
-    ax.plot([step], [y], "o", zorder=_TOP + 1, clip_on=False, **look)
+    ax.plot([step], [y], "o", zorder=_TOP + 1, **look)
     ax.annotate(
-        f"{step:,.0f}", (step, 0.03), (-3, 0), ax.get_xaxis_transform(),
-        "offset points", ha="right", fontsize=8, color=color("ticket"),
+        f"{step:,.0f}", (step, y), (step, 0.03), "data", ax.get_xaxis_transform(),
+        ha="right", fontsize=8, color=color("ticket"),
+        arrowprops={"arrowstyle": "-", "color": FAINT, "relpos": (1, 0)},
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Follower:
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
 
-    def on_chunk(self, done: int, total: int) -> None:
+    def on_chunk(self, done: float, total: int) -> None:
         """Move the bar; it appears with the first chunk."""
         self.progress.start()
         self.progress.update(
@@ -63,7 +63,7 @@ def print_result(console: Console, result: Any, folder: Path) -> None:
         folder: Where it was saved.
     """
     metric = result.record.settings["metric"]
-    table = Table(caption="mean and 95 percent interval over seeds", box=None)
+    table = Table(caption="mean ± half of the 95 percent interval over seeds", box=None)
     for header in HEADERS:
         table.add_column(header.format(metric=metric), no_wrap=header == "arm")
     for row in result.record.rows():

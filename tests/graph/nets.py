@@ -229,6 +229,11 @@ ZOO: dict[str, tuple[Callable[[], dj.Graph], tuple[tuple[int, ...], ...]]] = {
 }
 
 
+# Every net in single precision, four that cover all kinds of arcs and merges in double.
+CASES = [(name, "float32") for name in ZOO]
+CASES += [(n, "float64") for n in ("mlp", "resnet8", "inception", "two_streams")]
+
+
 @functools.cache
 def zoo(name: str, dtype: str = "float32") -> Case:
     """A network of the small zoo, filled; call it within `precision(dtype)`."""
@@ -246,8 +251,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y = nn.Dense(int(np.prod(self.shape)), param_dtype=x.dtype)(_flat(x))
-        return jnp.tanh(y).reshape(x.shape[0], *self.shape)
+        # Flax traces the initializer at every call; the cheapest one will do.
+        features, zeros = int(np.prod(self.shape)), nn.initializers.zeros
+        dense = nn.Dense(features, kernel_init=zeros, param_dtype=x.dtype)
+        return jnp.tanh(dense(_flat(x))).reshape(x.shape[0], *self.shape)
 
 
 def _flat(x: Any) -> Any:

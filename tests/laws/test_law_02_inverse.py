@@ -6,7 +6,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import dagjax as dj
 from tests.graph import nets
@@ -42,8 +42,7 @@ def drop_arc(factors):
     return dj.inverse([*before, dataclasses.replace(last, arcs=last.arcs[1:])])
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize(("name", "dtype"), nets.CASES)
 def test_zoo(name, dtype):
     with nets.precision(dtype):
         case = nets.zoo(name, dtype)
@@ -52,19 +51,21 @@ def test_zoo(name, dtype):
             assert nets.violates(check(case, mutant), dtype)
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
 @given(plan=nets.plans())
-def test_random(dtype, plan):
-    with nets.precision(dtype):
-        assert check(plan.case(dtype)) <= nets.TOLERANCE[dtype]
-
-
-@given(plan=nets.plans(min_depth=2))
-def test_mutants_on_random(plan):
+def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
+        assert check(case) <= 1e-12
+        if plan.graph.depth == 1:
+            return
         for mutant in (wrong_order, wrong_sign, drop_arc):
             assert nets.violates(check(case, mutant), "float64")
+
+
+@settings(max_examples=6)
+@given(plan=nets.plans())
+def test_random_in_float32(plan):
+    assert check(plan.case("float32")) <= nets.TOLERANCE["float32"]
 
 
 def test_inverse_twice_is_the_network():

@@ -4,7 +4,7 @@
 """
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import dagjax as dj
 from tests.graph import nets
@@ -28,8 +28,7 @@ def forward(factors):
     return factors
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize(("name", "dtype"), nets.CASES)
 def test_zoo(name, dtype):
     with nets.precision(dtype):
         case = nets.zoo(name, dtype)
@@ -38,19 +37,21 @@ def test_zoo(name, dtype):
         assert nets.violates(check(case, forward), dtype)
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
 @given(plan=nets.plans())
-def test_random(dtype, plan):
-    with nets.precision(dtype):
-        assert check(plan.case(dtype)) <= nets.TOLERANCE[dtype]
-
-
-@given(plan=nets.plans(min_depth=2))
-def test_mutants_on_random(plan):
+def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
+        assert check(case) <= 1e-12
+        if plan.graph.depth == 1:
+            return
         assert nets.violates(check(case, swap), "float64")
         assert nets.violates(check(case, forward), "float64")
+
+
+@settings(max_examples=6)
+@given(plan=nets.plans())
+def test_random_in_float32(plan):
+    assert check(plan.case("float32")) <= nets.TOLERANCE["float32"]
 
 
 def test_reverse_order_is_bitwise_one_sweep():

@@ -6,7 +6,7 @@ of a node is taken in the order of its factor.
 
 import jax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import dagjax as dj
 from dagjax.graph.merges import Port
@@ -60,15 +60,10 @@ def check(case, dtype):
     assert 3 * nets.TOLERANCE[dtype] < early < float("inf")
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
-def test_zoo(name):
-    check(nets.zoo(name), "float32")
-
-
-@pytest.mark.parametrize("name", ["mlp", "resnet8", "inception", "two_streams"])
-def test_zoo_in_float64(name):
-    with nets.precision("float64"):
-        check(nets.zoo(name, "float64"), "float64")
+@pytest.mark.parametrize(("name", "dtype"), nets.CASES)
+def test_zoo(name, dtype):
+    with nets.precision(dtype):
+        check(nets.zoo(name, dtype), dtype)
 
 
 @given(plan=nets.plans())
@@ -77,6 +72,7 @@ def test_random(plan):
         check(plan.case("float64"), "float64")
 
 
+@settings(max_examples=6)
 @given(plan=nets.plans())
 def test_random_in_float32(plan):
     exact, _ = errors(plan.case("float32"))

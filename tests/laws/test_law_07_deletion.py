@@ -83,7 +83,8 @@ def unchanged(case, arc, but=()):
 def restored(case, arc):
     """The network after the arc was deleted and inserted again."""
     dag = dj.delete(case.dag, arc.name)
-    assert arc.name not in dag.params and arc.name not in dag.state
+    assert arc.name not in dag.params
+    assert arc.name not in dag.state
     params, state = case.dag.params.get(arc.name), case.dag.state.get(arc.name)
     return dj.insert(dag, arc, params, state)
 
@@ -91,7 +92,8 @@ def restored(case, arc):
 def round_trip(case, arc):
     """Graph, parameters, state and values are the old ones, bit by bit."""
     dag, b = restored(case, arc), case.injection()
-    assert dag.graph == case.dag.graph and hash(dag.graph) == hash(case.dag.graph)
+    assert dag.graph == case.dag.graph
+    assert hash(dag.graph) == hash(case.dag.graph)
     assert dag.graph.levels == case.dag.graph.levels
     assert nets.same(dag, case.dag)
     old, new = (dj.compose(dj.factors(d))(b) for d in (case.dag, dag))
@@ -101,8 +103,7 @@ def round_trip(case, arc):
 REWRITINGS = [removed, conjugated_below, conjugated_above]
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize(("name", "dtype"), nets.CASES)
 def test_zoo(name, dtype):
     with nets.precision(dtype):
         case = nets.zoo(name, dtype)
@@ -138,14 +139,9 @@ def test_random(plan):
         assert unchanged(case, arc)
         assert not unchanged(case, arc, but=[arc.target])
         round_trip(case, arc)
-
-
-@given(plan=nets.plans(min_depth=2))
-def test_random_inverse_must_be_conjugated(plan):
-    with nets.precision("float64"):
-        case = plan.case("float64")
-        last = case.dag.graph.arcs[-1].name
-        assert nets.violates(check(case, last, not_conjugated), "float64")
+        if plan.graph.depth > 1:
+            last = case.dag.graph.arcs[-1].name
+            assert nets.violates(check(case, last, not_conjugated), "float64")
 
 
 @given(plan=nets.plans(max_nodes=8))

@@ -63,9 +63,7 @@ def _same(value):
 
 
 def inner(a, b):
-    a, b = np.ravel(a), np.ravel(b)
-    size = min(a.size, b.size)  # the mutant pairs what does not belong together
-    return float(a[:size] @ b[:size])
+    return float(np.vdot(a, b))
 
 
 def check(case, **mutant):
@@ -73,18 +71,15 @@ def check(case, **mutant):
     return nets.distance(by_gates(case), by_nodes(case, **mutant))
 
 
-@pytest.mark.parametrize("dtype", nets.DTYPES)
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize(("name", "dtype"), nets.CASES)
 def test_zoo(name, dtype):
     with nets.precision(dtype):
         assert check(nets.zoo(name, dtype)) <= nets.TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", ["two_streams", "dense_block"])
-def test_gradient_at_the_source_is_not_the_score(name):
-    case = nets.zoo(name)
-    plain = dj.subnetwork(case.dag, [a for a in case.dag.graph.arcs if a.port is None])
-    assert nets.violates(check(case, where=lambda arc: arc.source), "float32"), plain
+def test_gradient_at_the_source_is_not_the_score():
+    case = nets.zoo("dense_block")
+    assert nets.violates(check(case, where=lambda arc: arc.source), "float32")
 
 
 def test_presence_of_a_port_counts():
@@ -103,20 +98,13 @@ def test_other_gates_have_other_scores():
 def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
-        assert check(case) <= 1e-12
-        last = case.dag.graph.arcs[-1].name
-        assert set(by_gates(case)) == {arc.name for arc in case.dag.graph.arcs}, last
-
-
-@given(plan=nets.plans(min_depth=2, max_nodes=6))
-def test_mutant_on_random(plan):
-    with nets.precision("float64"):
-        case = plan.case("float64")
-        swapped = by_nodes(case)
-        names = sorted(swapped, key=swapped.get)
-        swapped |= {names[0]: swapped[names[-1]], names[-1]: swapped[names[0]]}
-        error = nets.distance(by_gates(case), swapped)
-        assert nets.violates(error, "float64")
+        got, want = by_gates(case), by_nodes(case)
+        assert set(got) == {arc.name for arc in case.dag.graph.arcs}
+        assert nets.distance(got, want) <= 1e-12
+        low, high = min(want, key=want.get), max(want, key=want.get)
+        if low != high:  # mutant: the scores of two arcs exchanged
+            mutant = want | {low: want[high], high: want[low]}
+            assert nets.violates(nets.distance(got, mutant), "float64")
 
 
 def test_one_forward_and_one_backward_pass():
@@ -144,8 +132,9 @@ def test_one_forward_and_one_backward_pass():
     calls.clear()
     scores = by_gates(case)
     assert set(scores) == set(ends)
-    # Nothing depends on a gate at what the first arcs read: no pass through them.
-    first = {name for name, (source, _) in ends.items() if source == "x"}
-    assert all(calls[name, "forward"] <= 1 for name in ends)
-    assert all(calls[n, "forward"] == calls[n, "backward"] == 1 for n in ends.keys() - first)
+    # What the first arcs read depends on no gate: there is nothing to go back to.
+    inner = [name for name, (source, _) in ends.items() if source != "x"]
+    assert all(calls[name, "forward"] == 1 for name in inner)
+    assert all(calls[name, "backward"] == 1 for name in inner)
+    assert sum(calls.values()) == 2 * len(inner)
     assert nets.distance(scores, by_nodes(case)) <= nets.TOLERANCE["float32"]

@@ -1,0 +1,231 @@
+"""Convolutions that are fast on a CPU also inside `lax.scan`.
+
+XLA:CPU hands a convolution to its fast kernels only in the layout NHWC, HWIO -> NHWC.
+It rewrites others, such as the gradient of a kernel, in the entry computation of a
+program but not in the body of a loop, where they become plain loops (jax issue 12868).
+Both functions here stand in for `lax.conv_general_dilated`, for instance as
+`nn.Conv(..., conv_general_dilated=scan_conv)`; what they do not cover they pass on to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = tuple[tuple[int, int], ...]
+
+# The one layout that XLA:CPU has fast kernels for, and the one Flax uses.
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+# Below this many input channels patches are small and their product is faster.
+FEW_CHANNELS = 8
+
+
+def matmul_conv(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """A convolution as one product of patches and kernel, as are its gradients.
+
+    `y[n, h, w] = sum_ij x[n, s h + i, s w + j] k[i, j]`. Nothing but slices and a
+    product: it batches over kernels (many seeds at once) where a convolution would
+    become a slow grouped one. Otherwise `scan_conv` is faster.
+
+    Args:
+        lhs: Images, [N, H, W, C].
+        rhs: Kernel, [kh, kw, C, F].
+        window_strides: Strides along H and W.
+        padding: "SAME", "VALID", "SAME_LOWER", or pairs (low, high).
+        lhs_dilation: As in `lax.conv_general_dilated`, like all that follow.
+        rhs_dilation: Other than 1 is passed on to it.
+        dimension_numbers: Other than NHWC, HWIO, NHWC is passed on to it.
+        feature_group_count: Other than 1 is passed on to it.
+        batch_group_count: Other than 1 is passed on to it.
+        precision: Of the product.
+        preferred_element_type: Of the product.
+
+    Returns:
+        Images, [N, H', W', F].
+
+    Example:
+        >>> x, k = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+        >>> y = matmul_conv(x, k, (1, 1), "SAME", dimension_numbers=LAYOUT)
+        >>> print(y[0, :, :, 0])
+        [[ 8. 12. 12.  8.]
+         [12. 18. 18. 12.]
+         [12. 18. 18. 12.]
+         [ 8. 12. 12.  8.]]
+    """
+    rest = (lhs_dilation, rhs_dilation, dimension_numbers)
+    groups = (feature_group_count, batch_group_count)
+    pads = _pads(lhs, rhs, window_strides, padding)
+    if pads is None or not _plain(lhs, rhs, *rest, groups):
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            *rest,
+            *groups,
+            precision,
+            preferred_element_type,
+        )
+    return jnp.matmul(
+        _patches(lhs, rhs.shape[:2], window_strides, pads),
+        rhs.reshape(-1, rhs.shape[-1]),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def scan_conv(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """A convolution that a CPU trains at full speed in a loop.
+
+    With stride 1 it is XLA's, whose gradients are written as convolutions in the
+    layout of the fast kernels; elsewhere, and with few channels, `matmul_conv`. Its
+    gradient is a `custom_vjp`: reverse mode over reverse mode works, `jax.jvp` does not.
+
+    Args:
+        lhs: Images, [N, H, W, C].
+        rhs: Kernel, [kh, kw, C, F].
+        window_strides: Strides along H and W.
+        padding: "SAME", "VALID", "SAME_LOWER", or pairs (low, high).
+        lhs_dilation: As in `lax.conv_general_dilated`, like all that follow.
+        rhs_dilation: Other than 1 is passed on to it.
+        dimension_numbers: Other than NHWC, HWIO, NHWC is passed on to it.
+        feature_group_count: Other than 1 is passed on to it.
+        batch_group_count: Other than 1 is passed on to it.
+        precision: Of the products.
+        preferred_element_type: Of the products.
+
+    Returns:
+        Images, [N, H', W', F].
+
+    Example:
+        >>> x, k = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 5))
+        >>> y = scan_conv(x, k, (1, 1), "VALID", dimension_numbers=LAYOUT)
+        >>> print(y[0, :, :, 0])
+        [[72. 72.]
+         [72. 72.]]
+    """
+    rest = (lhs_dilation, rhs_dilation, dimension_numbers)
+    groups = (feature_group_count, batch_group_count)
+    pads = _pads(lhs, rhs, window_strides, padding)
+    if (
+        pads is not None
+        and preferred_element_type is None
+        and _plain(lhs, rhs, *rest, groups)
+        and _large(rhs, window_strides)
+    ):
+        return _unit_stride(lhs, rhs, pads, precision)
+    return matmul_conv(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        *rest,
+        *groups,
+        precision,
+        preferred_element_type,
+    )
+
+
+def _plain(
+    lhs: Any, rhs: Any, below: Any, within: Any, numbers: Any, groups: tuple[int, int]
+) -> bool:
+    """Whether there are no dilations, no groups, one dtype, and Flax's layout."""
+    dilations = (*(below or ()), *(within or ()))
+    if lhs.ndim != 4 or groups != (1, 1) or any(d != 1 for d in dilations):
+        return False
+    found = lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
+    wanted = lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+    return found == wanted and lhs.dtype == rhs.dtype and lhs.shape[3] == rhs.shape[2]
+
+
+def _large(rhs: Any, strides: Sequence[int]) -> bool:
+    """Whether XLA's kernels were measured to be faster than a product of patches."""
+    kernel, few = math.prod(rhs.shape[:2]), rhs.shape[2] < FEW_CHANNELS
+    return kernel > 1 and not few and tuple(strides) == (1, 1)
+
+
+def _pads(lhs: Any, rhs: Any, strides: Sequence[int], padding: Any) -> Pads | None:
+    """Pairs of ints along H and W; None where the output is empty or not of images."""
+    if lhs.ndim != 4 or rhs.ndim != 4:
+        return None
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    sizes = zip(lhs.shape[1:3], rhs.shape[:2], pads, strict=True)
+    return pads if all(n + sum(pad) >= k for n, k, pad in sizes) else None
+
+
+def _patches(x: Any, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> Any:
+    """The window under every output pixel, [N, H', W', kh * kw * C]."""
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    (kh, kw), (sh, sw) = kernel, strides
+    last_h, last_w = x.shape[1] - kh, x.shape[2] - kw
+    taps = [
+        x[:, i : i + last_h + 1 : sh, j : j + last_w + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.concatenate(taps, axis=-1) if len(taps) > 1 else taps[0]
+
+
+def _xla(x: Any, k: Any, pads: Pads, precision: Any) -> Any:
+    """XLA's convolution in its fast layout, stride 1."""
+    return lax.conv_general_dilated(
+        x, k, (1, 1), pads, dimension_numbers=LAYOUT, precision=precision
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _unit_stride(x: Any, k: Any, pads: Pads, precision: Any) -> Any:
+    """`_xla`, with gradients that keep the layout."""
+    return _xla(x, k, pads, precision)
+
+
+def _forward(x: Any, k: Any, pads: Pads, precision: Any) -> tuple[Any, Any]:
+    return _xla(x, k, pads, precision), (x, k)
+
+
+def _backward(pads: Pads, precision: Any, saved: Any, dy: Any) -> tuple[Any, Any]:
+    x, k = saved
+    # dx: dy with the kernel turned by 180 degrees; padded so that the shape is x's
+    sizes = zip(k.shape[:2], pads, strict=True)
+    full = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in sizes)
+    dx = _xla(dy, k[::-1, ::-1].swapaxes(2, 3), full, precision)
+    # dk: dy is the window, the batch takes the place of the channels
+    dk = _xla(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), pads, precision)
+    return dx, dk.transpose(1, 2, 0, 3)
+
+
+_unit_stride.defvjp(_forward, _backward)
