@@ -25,6 +25,8 @@ from dagjax.graph.combine import parallel as parallel
 from dagjax.graph.combine import product as product
 from dagjax.graph.combine import residual as residual
 from dagjax.graph.combine import series as series
+from dagjax.graph.convolution import matmul_conv as matmul_conv
+from dagjax.graph.convolution import scan_conv as scan_conv
 from dagjax.graph.dag import DAG as DAG
 from dagjax.graph.dag import gates as gates
 from dagjax.graph.dag import init as init

@@ -260,7 +260,8 @@ def load_data(name: str) -> Any:
 
 def load_net(name: str, data: Any) -> Any:
     """A net of the zoo with the shapes of the data, or `module:factory`."""
-    from dagjax.graph.zoo import by_name
+    from dagjax.graph.convolution import scan_conv
+    from dagjax.graph.zoo import by_name, takes_conv
 
     if _is_factory(name):
         made = _factory(name)
@@ -270,7 +271,10 @@ def load_net(name: str, data: Any) -> Any:
         return by_name(name)
     y = data.y_train
     classes = int(y.max()) + 1 if y.dtype.kind in "iu" else int(y[0].size)
-    return by_name(name, classes=classes, input_shape=data.x_train.shape[1:])
+    options: dict[str, Any] = {"input_shape": data.x_train.shape[1:]}
+    if jax.default_backend() == "cpu" and takes_conv(name):
+        options["conv"] = scan_conv  # trains at full speed in compiled loops
+    return by_name(name, classes=classes, **options)
 
 
 def _is_factory(name: str) -> bool:

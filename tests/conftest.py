@@ -9,7 +9,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 hypothesis.settings.register_profile(
     "dagjax",
     deadline=None,
-    max_examples=12,
+    max_examples=8,
     derandomize=True,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],

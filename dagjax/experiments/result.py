@@ -98,7 +98,7 @@ HEADERS = (
     "weights",
     "test {metric}",
     "train loss",
-    "steps to dense loss",
+    "steps to dense",
     "reached",
 )
 
@@ -111,7 +111,7 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.density:.3g}",
         f"{row.weights:,}",
         f"{metric.mean:.4f} ± {_half(metric):.4f}",
-        f"{loss.mean:.2e} ± {_half(loss):.0e}",
+        f"{loss.mean:.1e} ± {_half(loss):.0e}",
         f"{steps.mean:.0f} ± {_half(steps):.0f}",
         f"{row.wins.wins} of {row.wins.n}",
     )

@@ -4,7 +4,7 @@ XLA:CPU hands a convolution to its fast kernels only in the layout NHWC, HWIO ->
 It rewrites others, such as the gradient of a kernel, in the entry computation of a
 program but not in the body of a loop, where they become plain loops (jax issue 12868).
 Both functions here stand in for `lax.conv_general_dilated`, for instance as
-`nn.Conv(..., conv_general_dilated=scan_conv)`; what they do not cover they pass on to it.
+`nn.Conv(..., conv_general_dilated=scan_conv)`, and leave the rest to it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def scan_conv(
 
     With stride 1 it is XLA's, whose gradients are written as convolutions in the
     layout of the fast kernels; elsewhere, and with few channels, `matmul_conv`. Its
-    gradient is a `custom_vjp`: reverse mode over reverse mode works, `jax.jvp` does not.
+    gradient is a `custom_vjp`: `jax.grad` of `jax.grad` works, `jax.jvp` does not.
 
     Args:
         lhs: Images, [N, H, W, C].

@@ -219,3 +219,8 @@ def by_name(name: str, **options: Any) -> Graph:
     if name not in NETS:
         raise ValueError(f"no net named {name!r}; nets are {', '.join(NETS)}")
     return NETS[name](**options)
+
+
+def takes_conv(name: str) -> bool:
+    """Whether a network of the zoo has convolutions, to be given as `conv=`."""
+    return name in NETS and not name.startswith(("mlp", "lenet-300"))

@@ -127,7 +127,7 @@ def _arm(ax: Axes, record: Record, name: str, factor: float) -> float:
     look, top = _look(name), name == "ticket"
     ax.vlines(x, low, high, **{**look, "linewidth": 2.0 if top else 1.2, "alpha": 0.75})
     ax.plot(
-        x, mean, label=name, marker=MARKERS.get(name, "o"), markersize=6 if top else 4,
+        x, mean, label=name, marker=MARKERS.get(name, "o"), markersize=7 if top else 5,
         markeredgecolor="white", markeredgewidth=0.6, **look,
     )  # fmt: skip
     finite = mean[np.isfinite(mean)]
@@ -135,11 +135,15 @@ def _arm(ax: Axes, record: Record, name: str, factor: float) -> float:
 
 
 def _dodge(densities: tuple[float, ...], arms: int) -> np.ndarray:
-    """A factor on the density for each arm, so that their bars stand side by side."""
+    """A factor on the density for each arm, so that their bars stand side by side.
+
+    The first one stands at the density itself, the others right and left of it.
+    """
     steps = np.abs(np.diff(np.log(densities)))
-    gap = min(0.05, 0.6 / max(arms, 1) * steps[steps > 0].min(initial=1.0))
-    places = np.arange(arms) - (arms - 1) / 2
-    return np.exp(-gap * places)
+    room = steps[steps > 0].min(initial=math.inf)
+    gap = min(0.014 * max(steps.sum(), 0.4), 0.5 / max(arms, 1) * room)
+    order = np.arange(arms)
+    return np.exp(gap * np.where(order % 2, -1, 1) * ((order + 1) // 2))
 
 
 def _density_axis(ax: Axes, record: Record) -> None:
@@ -149,7 +153,7 @@ def _density_axis(ax: Axes, record: Record) -> None:
     ax.set_xscale("log")
     ax.set_xticks(percents, [f"{p:.3g}" for p in percents])
     ax.xaxis.set_minor_locator(NullLocator())
-    margin = max(0.1, 0.06 * math.log(max(percents) / min(percents)))
+    margin = max(0.1, 0.07 * math.log(max(percents) / min(percents)))
     ax.set_xlim(max(percents) * math.exp(margin), min(percents) / math.exp(margin))
     ax.set_xlabel(f"{record.settings.get('prune', 'weights')} remaining (%)")
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS = 6  # leaves in a figure
-_PIXELS = (96, 192)  # of a picture; larger masks are averaged over blocks
+_PIXELS = (64, 128)  # of a picture; larger masks are averaged over blocks
+_COLUMNS = 8  # densities in a figure
 _LISTED = 16  # leaves that are named without being shown
 
 
@@ -52,25 +53,21 @@ def mask_pictures(record: Record, seed: int = 0) -> Figure:
         >>> figure = mask_pictures(record)  # doctest: +SKIP
     """
     leaves = _leaves(record.masks, seed)
-    shown = _choice(leaves)
+    shown, rounds = _choice(leaves), _even(len(record.densities), _COLUMNS)
     heights = [leaf.height for leaf in shown]
-    columns, indent = len(record.densities), _indent(shown)
-    width = max(1.95 * columns, 3.2) + indent
-    note = textwrap.fill(_note(leaves, shown), int(width * 16))
-    lines = note.count("\n") + bool(note)
-    with canvas(
-        width, sum(heights) + 0.34 * len(shown) + 0.35 + 0.14 * lines, "constrained"
-    ) as figure:
-        grid: Any = figure.subplots(
-            len(shown), columns, height_ratios=heights, squeeze=False
-        )
+    note = _note(record, leaves, shown, rounds)
+    width = _width(shown, len(rounds))
+    note = textwrap.fill(note, int(width * 17))
+    below = 0.14 * (note.count("\n") + bool(note))
+    height = sum(heights) + 0.34 * len(shown) + 0.35 + below
+    with canvas(width, height, "constrained") as figure:
+        options = {"height_ratios": heights, "squeeze": False}
+        grid: Any = figure.subplots(len(shown), len(rounds), **options)
         for axes, leaf in zip(grid, shown, strict=True):
-            for ax, mask in zip(axes, leaf.mask[1:], strict=True):
-                _picture(ax, mask, column=bool(leaf.names))
-            axes[0].set_title(leaf.name, loc="left", fontsize=7.5, pad=3)
-            if leaf.names:
-                axes[0].set_yticks(range(len(leaf.names)), leaf.names, fontsize=7)
-        _heads(grid[0], record)
+            for ax, i in zip(axes, rounds, strict=True):
+                _picture(ax, leaf.mask[i + 1], leaf.names)
+            _name(axes[0], leaf)
+        _heads(grid[0], record, rounds)
         if note:
             figure.supxlabel(note, x=0.01, ha="left", fontsize=7, color=MUTED)
     return figure
@@ -120,32 +117,45 @@ def _key(entry: Any) -> str:
     return next((str(getattr(entry, k)) for k in kinds if hasattr(entry, k)), "")
 
 
+def _even(count: int, most: int) -> list[int]:
+    """Indices of at most so many, evenly over all."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
 def _choice(leaves: list[Leaf]) -> list[Leaf]:
     """At most six, evenly over the network; matrices before vectors."""
-    if len(leaves) <= _ROWS:
-        return leaves
-    some = [leaf for leaf in leaves if leaf.mask.ndim > 2] or leaves
-    picked = np.linspace(0, len(some) - 1, min(_ROWS, len(some))).round().astype(int)
-    return [some[i] for i in picked]
+    matrices = [leaf for leaf in leaves if leaf.mask.ndim > 2]
+    some = matrices if matrices and len(leaves) > _ROWS else leaves
+    return [some[i] for i in _even(len(some), _ROWS)]
 
 
-def _note(leaves: list[Leaf], shown: list[Leaf]) -> str:
+def _note(
+    record: Record, leaves: list[Leaf], shown: list[Leaf], rounds: list[int]
+) -> str:
+    """What is not shown."""
     there = {leaf.name for leaf in shown}
     rest = [leaf.name for leaf in leaves if leaf.name not in there]
-    if not rest:
-        return ""
-    more = f" and {len(rest) - _LISTED} more" if len(rest) > _LISTED else ""
-    return f"Not shown: {', '.join(rest[:_LISTED])}{more}."
+    more = [f"and {len(rest) - _LISTED} more"] if len(rest) > _LISTED else []
+    parts = [", ".join([*rest[:_LISTED], *more])] if rest else []
+    left_out = [d for i, d in enumerate(record.densities) if i not in rounds]
+    if left_out:
+        parts.append("densities " + ", ".join(f"{100 * d:.3g}%" for d in left_out))
+    return f"Not shown: {'; '.join(parts)}." if parts else ""
 
 
-def _indent(shown: list[Leaf]) -> float:
-    return 0.06 * max((len(name) for leaf in shown for name in leaf.names), default=0)
+def _width(shown: list[Leaf], columns: int) -> float:
+    names = [len(name) for leaf in shown for name in leaf.names]
+    each = 1.05 if all(leaf.names for leaf in shown) else 1.95
+    return max(each * columns, 2 * each) + 0.06 * max(names, default=0)
 
 
-def _picture(ax: Axes, mask: np.ndarray, column: bool) -> None:
-    """One mask; a column stands, everything else lies."""
-    picture = np.asarray(mask, np.float64) if column else image(mask)
-    ax.imshow(picture, cmap="gray_r", vmin=0, vmax=1, aspect="auto")
+def _picture(ax: Axes, mask: np.ndarray, names: tuple[str, ...]) -> None:
+    """One mask; gates stand with a line between them, everything else lies."""
+    picture = np.asarray(mask, np.float64) if names else image(mask)
+    look = {"cmap": "gray_r", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    ax.imshow(picture, aspect="auto", **look)
+    for i in range(1, len(names)):
+        ax.axhline(i - 0.5, color="white", linewidth=1.5)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_title(f"{100 * mask.mean():.3g}%", loc="right", fontsize=7.5, pad=3)
@@ -153,11 +163,22 @@ def _picture(ax: Axes, mask: np.ndarray, column: bool) -> None:
         spine.set(visible=True, color=FAINT, linewidth=0.6)
 
 
-def _heads(axes: Any, record: Record) -> None:
+def _name(ax: Axes, leaf: Leaf) -> None:
+    """The name over the first picture of a row, as large as fits beside the share."""
+    title = leaf.name.removesuffix(" kernel")
+    size = min(7.5, 7.5 * 25 / max(len(title), 1))
+    ax.set_title(title, loc="left", fontsize=size, pad=3)
+    if leaf.names:
+        ax.set_yticks(range(len(leaf.names)), leaf.names, fontsize=7)
+        ax.tick_params(axis="y", length=0)
+
+
+def _heads(axes: Any, record: Record, rounds: list[int]) -> None:
     """The density over each column."""
     prune = record.settings.get("prune", "weights")
-    for ax, density in zip(axes, record.densities, strict=True):
+    for ax, i in zip(axes, rounds, strict=True):
         ax.annotate(
-            f"{100 * density:.3g}% of {prune}", (0.5, 1), (0, 17), "axes fraction",
-            "offset points", ha="center", va="bottom", weight="bold",
+            f"{100 * record.densities[i]:.3g}% of {prune}", (0.5, 1), (0, 16),
+            "axes fraction", "offset points", ha="center", va="bottom",
+            weight="bold", fontsize=8.5,
         )  # fmt: skip

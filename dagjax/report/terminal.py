@@ -63,11 +63,12 @@ def print_result(console: Console, result: Any, folder: Path) -> None:
         folder: Where it was saved.
     """
     metric = result.record.settings["metric"]
-    table = Table(caption="mean ± half of the 95 percent interval over seeds", box=None)
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for header in HEADERS:
-        table.add_column(header.format(metric=metric), no_wrap=header == "arm")
+        table.add_column(header.format(metric=metric).replace(" ", "\n", 1))
     for row in result.record.rows():
         table.add_row(*cells(row))
     console.print(table)
+    console.print("mean ± half of the 95 percent interval over seeds", style="dim")
     console.print(f"\n{result.verdict()}", highlight=False)
     console.print(f"{result.seconds:.0f} s; figures, masks and arrays in {folder}")

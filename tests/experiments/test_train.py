@@ -126,12 +126,11 @@ def test_the_start_is_masked_once():
     start = tiny.start_of(MODEL, TEACHER)
     mask = tiny.some(start.theta)
     trainer = make_trainer(CONFIG, MODEL, TASK, optax.sgd(0.05))
-    carry, loss = trainer.begin(start, mask, None, TEACHER)
+    carry = trainer.begin(start, mask, None)
     assert tiny.equal(carry.at.theta, dj.masks.apply(mask, start.theta))
-    want = training.evaluate(
-        MODEL, tiny.squares, carry.at, *(z[:40] for z in TEACHER[:2])
-    )
-    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    x, y = (z[: CONFIG.eval_size] for z in TEACHER[:2])
+    want = np.square(MODEL.apply(carry.at.theta, {}, x)[0] - y).mean()
+    np.testing.assert_allclose(trainer.measure(carry, TEACHER), want, rtol=1e-6)
 
 
 # --- order ------------------------------------------------------------------------
@@ -175,16 +174,19 @@ def test_batches_larger_than_the_data():
     assert np.isfinite(info.loss).all()
 
 
-def test_unrolled_steps_are_the_same_steps(key):
+def test_one_step_at_a_time_is_the_same_training(key):
     start = tiny.start_of(MODEL, TEACHER)
     mask, order = tiny.some(start.theta), jnp.arange(32).reshape(2, 16)
-    losses = []
-    for unroll in (False, True):
-        trainer = make_trainer(CONFIG, MODEL, TASK, optax.sgd(0.05), unroll=unroll)
-        carry, first = trainer.begin(start, mask, None, TEACHER)
-        losses.append(jax.jit(trainer.chunk)(key, mask, carry, order, TEACHER)[1])
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-    assert losses[0] < first
+    trainer = make_trainer(CONFIG, MODEL, TASK, optax.adam(0.05))
+    steps = jax.jit(trainer.steps)
+    begun = trainer.begin(start, mask, None)
+    together = steps(key, mask, begun, order, TEACHER)
+    one = steps(key, mask, begun, order[:1], TEACHER)
+    two = steps(key, mask, one, order[1:], TEACHER)
+    assert (int(two.step), int(together.step)) == (2, 2)
+    losses = [float(trainer.measure(c, TEACHER)) for c in (begun, one, two, together)]
+    assert losses[2] == pytest.approx(losses[3], rel=1e-5)
+    assert losses[2] != losses[1] != losses[0]
 
 
 # --- learning rates ---------------------------------------------------------------

@@ -229,9 +229,16 @@ ZOO: dict[str, tuple[Callable[[], dj.Graph], tuple[tuple[int, ...], ...]]] = {
 }
 
 
-# Every net in single precision, four that cover all kinds of arcs and merges in double.
+# Every net in single precision, some in double; and few that show all there is: a
+# chain, convolutions, batch norm, skips, dropout, merges, several inputs and outputs.
 CASES = [(name, "float32") for name in ZOO]
-CASES += [(n, "float64") for n in ("mlp", "resnet8", "inception", "two_streams")]
+CASES += [(name, "float64") for name in ("mlp", "resnet8", "inception", "two_streams")]
+FEW = [
+    (name, dtype)
+    for name, dtype in CASES
+    if name in ("lenet5", "resnet8", "noisy", "dense_block", "inception", "two_streams")
+    if (name, dtype) != ("resnet8", "float64")
+]
 
 
 @functools.cache

@@ -62,7 +62,7 @@ def test_random(plan):
             assert nets.violates(check(case, mutant), "float64")
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(plan=nets.plans())
 def test_random_in_float32(plan):
     assert check(plan.case("float32")) <= nets.TOLERANCE["float32"]

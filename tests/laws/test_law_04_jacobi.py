@@ -72,7 +72,7 @@ def test_random(plan):
         check(plan.case("float64"), "float64")
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(plan=nets.plans())
 def test_random_in_float32(plan):
     exact, _ = errors(plan.case("float32"))

@@ -28,9 +28,13 @@ class Counted:
     def __call__(self, case, gates=None, dag=None):
         return self.run(dag or case.dag, gates, *case.xs)
 
+    def trace(self, case, gates):
+        """The call, as far as tracing; the same cache, but nothing is compiled."""
+        self.run.trace(case.dag, gates, *case.xs)
+
 
 def check(makes, shapes):
-    """How many traces networks of these graphs need, each with gates of its own."""
+    """How many traces networks of these graphs need, and whether each is right."""
     counted = Counted()
     for i, make in enumerate(makes):
         case = nets.build(make(), shapes, seed=i)
@@ -42,8 +46,16 @@ def check(makes, shapes):
 
 @pytest.mark.parametrize("name", nets.ZOO)
 def test_zoo_built_three_times_is_traced_once(name):
-    make, shapes = nets.ZOO[name]
-    assert check([make, make, make], shapes) == 1
+    (make, shapes), counted = nets.ZOO[name], Counted()
+    for seed in range(3):
+        case = nets.build(make(), shapes, seed=seed)
+        counted.trace(case, case.gates(seed))
+    assert counted.traces == 1
+
+
+def test_small_nets_built_three_times_compute_what_they_should():
+    assert check([nets.inception] * 3, ((5,),)) == 1
+    assert check([nets.two_streams] * 3, ((3,), (4,))) == 1
 
 
 def chain(scale=2.0, f=lambda x: x * 2.0):
@@ -82,7 +94,7 @@ def test_another_body_is_traced_again():
     assert check([lambda: chain(2.0), lambda: chain(3.0)], ((5,),)) == 2
 
 
-@pytest.mark.parametrize("name", ["resnet8", "inception"])
+@pytest.mark.parametrize("name", ["lenet5", "inception"])
 def test_gates_and_deletion(name):
     case, counted = nets.zoo(name), Counted()
     closed = jax.tree.map(jnp.zeros_like, dj.gates(case.dag))
@@ -98,7 +110,7 @@ def test_gates_and_deletion(name):
     assert counted.traces == 2
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(plan=nets.plans(max_nodes=6))
 def test_random(plan):
     counted, case = Counted(), plan.case("float32")

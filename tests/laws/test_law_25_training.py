@@ -36,7 +36,8 @@ def cases():
     for seed, rate in ((0, 0.1), (1, 0.2)):
         start = tiny.start_of(MODEL, TEACHER, seed)
         mask = tiny.some(start.theta, 0.4 + 0.2 * seed, seed)
-        data = dj.data.teacher(seed, n_train=48, n_test=20, d_in=6)
+        raw = dj.data.teacher(seed, n_train=48, n_test=20, d_in=6)
+        data = jax.tree.map(jnp.asarray, raw)
         yield jax.random.key(seed), start, mask, data, rate
 
 
