@@ -28,6 +28,7 @@ from dagjax.graph.convolution import matmul_conv, scan_conv
 
 CONVS = {"xla": None, "scan_conv": scan_conv, "matmul_conv": matmul_conv}
 SHAPES = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3), "resnet20": (32, 32, 3)}
+LAYOUTS = ("nchw", "nhwc")  # of PyTorch
 RATE = 0.01
 
 # The same nets and steps; a line "net layout steps" in, the loss out.
@@ -88,6 +89,16 @@ for line in sys.stdin:
         tx.step()
     print(loss.item(), flush=True)
 """.replace("RATE", str(RATE))
+
+
+NOTES = [
+    "Ratios are medians over turns. Other load slows PyTorch more than XLA: read the "
+    "ratios to it only where the load before was about 1 or less.",
+    "In a loop XLA's gradients miss the layout of its fast CPU kernels.",
+    "No gain on ResNet-8 from xla_cpu_prefer_vector_width=512, xla_cpu_use_onednn, "
+    "xla_cpu_experimental_ynn_fusion_type (empty, or with REDUCE and ELTWISE).",
+    "norm / no norm: what BatchNorm costs with scan_conv inside a scan.",
+]
 
 
 class LeNet5(nn.Module):
@@ -191,6 +202,8 @@ class Torch:
         command = [python, "-c", TORCH, str(batch)]
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.version = self.process.stdout.readline().strip()
+        if not self.version:
+            raise ValueError(f"no torch in {python}: pass a Python that imports it")
 
     def run(self, net: str, layout: str, steps: int) -> float:
         """The loss after the steps."""
@@ -211,30 +224,48 @@ def programs(name: str, xs: jax.Array, torch: Torch | None) -> dict[str, Any]:
         runs["scan_conv inside, no norm"] = loops(
             NETS[name](scan_conv, normed=False), xs
         )["inside"]
-    for layout in ("nchw", "nhwc") if torch else ():
+    for layout in LAYOUTS if torch else ():
         runs[f"torch {layout}"] = functools.partial(torch.run, name, layout, len(xs))
     return runs
 
 
+def milliseconds(found: dict[str, list[float]], steps: int) -> dict[str, float]:
+    """Median of a step of each program."""
+    return {k: round(1e3 * t / steps, 2) for k, t in record.medians(found).items()}
+
+
+def over(found: dict[str, list[float]], base: str) -> dict[str, float] | None:
+    """Each program over one of them; None where that one is missing."""
+    return {k: record.ratio(found, k, base) for k in found} if base in found else None
+
+
 def figures(found: dict[str, list[float]], steps: int) -> dict[str, Any]:
-    """Median milliseconds a step, and ratios to the two baselines."""
-    bases = [b for b in ("xla outside", "torch nchw", "torch nhwc") if b in found]
+    """Medians and ratios, null where there is no PyTorch."""
+    layouts = [f"torch {layout}" for layout in LAYOUTS]
+    norm, bare = "scan_conv inside", "scan_conv inside, no norm"
     return {
-        "ms a step": {
-            k: round(1e3 * t / steps, 2) for k, t in record.medians(found).items()
-        },
-        **{f"over {b}": {k: record.ratio(found, k, b) for k in found} for b in bases},
+        "ms a step": dict.fromkeys(layouts) | milliseconds(found, steps),
+        **{f"over {base}": over(found, base) for base in ("xla outside", *layouts)},
+        "norm / no norm": record.ratio(found, norm, bare) if bare in found else None,
     }
 
 
 def measure(name: str, args: argparse.Namespace, torch: Torch | None) -> dict[str, Any]:
     """All figures of one net."""
+    load = round(os.getloadavg()[0], 1)
     shape = (args.steps, args.batch, *SHAPES[name])
     xs = jax.random.normal(jax.random.key(1), shape)
     found = record.in_turn(programs(name, xs, torch), args.turns)
-    xla = {f"xla {k}": run for k, run in loops(NETS[name](None), xs[:2]).items()}
-    slow = figures(record.in_turn(xla, 2), 2)
-    return {**figures(found, args.steps), "XLA's convolution inside a scan": slow}
+    places = loops(NETS[name](None), xs[:2])
+    slow = record.in_turn({f"xla {k}": run for k, run in places.items()}, 2)
+    return {
+        "load before": load,
+        **figures(found, args.steps),
+        "xla in a scan": {
+            "ms a step": milliseconds(slow, 2),
+            "over xla outside": over(slow, "xla outside"),
+        },
+    }
 
 
 def main() -> None:
@@ -254,6 +285,7 @@ def main() -> None:
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
             **{k: getattr(args, k) for k in ("batch", "steps", "turns")},
             "nets": {name: measure(name, args, torch) for name in args.nets},
+            "notes": NOTES,
         },
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -125,17 +126,12 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     params, state = {}, {}
     values = jax.eval_shape(functools.partial(start, graph), specs)
     for arc in graph.arcs:
-        x = jax.eval_shape(
-            functools.partial(read, graph, arc.source), values[arc.source]
-        )
-        try:
+        x = _shape_at(graph, arc.source, values)
+        with _noted(arc, x):
             own, held = arc.fn.init(jax.random.fold_in(key, stream(arc)), x)
             y, _ = jax.eval_shape(
                 functools.partial(arc.fn.apply, train=False, key=None), own, held, x
             )
-        except Exception as error:
-            error.add_note(f"in {arc!r}, whose input is {_shape(x)}")
-            raise
         old = values.get(arc.target)
         _check_sum(graph, arc, old, y)
         values[arc.target] = jax.eval_shape(
@@ -143,6 +139,8 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
         )
         params |= {arc.name: own} if jax.tree.leaves(own) else {}
         state |= {arc.name: held} if jax.tree.leaves(held) else {}
+    for node in graph.outputs:
+        _shape_at(graph, node, values)
     batch = specs[0].shape[:1]
     spaces = jax.tree.map(lambda v: _space(v, batch), _values_only(values))
     return DAG(graph.replace(spaces=spaces), params, state)
@@ -216,7 +214,8 @@ def sweep(
         own, held = params.get(arc.name, {}), state.get(arc.name, {})
         random = None if key is None else jax.random.fold_in(key, stream(arc))
         x = read(graph, arc.source, values[arc.source])
-        y, updated = arc.fn.apply(own, held, x, train=train, key=random)
+        with _noted(arc, x):
+            y, updated = arc.fn.apply(own, held, x, train=train, key=random)
         if updated is not held:
             kept = {**kept, arc.name: updated}
         gate = None if gates is None else gates.get(arc.name)
@@ -284,6 +283,26 @@ class Nested(Function):
 @as_function.register
 def _(fn: Graph) -> Function:
     return Nested(fn)
+
+
+@contextlib.contextmanager
+def _noted(arc: Arc, x: Any) -> Iterator[None]:
+    """Say in which arc an error arose."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {arc!r}, whose input is {_shape(x)}")
+        raise
+
+
+def _shape_at(graph: Graph, node: str, values: Values) -> Any:
+    try:
+        return jax.eval_shape(functools.partial(read, graph, node), values[node])
+    except Exception as error:
+        names = ", ".join(arc.name for arc in graph.arcs_into(node))
+        raise GraphError(
+            f"node {node!r} cannot merge what {names} deliver: {error}"
+        ) from error
 
 
 def _add(old: Any, y: Any, sign: int) -> Any:

@@ -199,6 +199,7 @@ def _factor(
     key: jax.Array | None,
     arcs: Iterable[Arc],
 ) -> Factor:
+    dag.graph.select(gates or ())  # names that do not exist
     names = tuple(arc.name for arc in arcs)
     return Factor(
         params={n: dag.params[n] for n in names if n in dag.params},

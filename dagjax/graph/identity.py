@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 _FLAX_BOOKKEEPING = ("name", "parent")
@@ -66,8 +67,10 @@ def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
     if isinstance(value, np.ndarray | jax.Array) and not isinstance(
         value, jax.core.Tracer
     ):
-        array = np.asarray(value)
-        return ("array", array.shape, str(array.dtype), array.tobytes())
+        dtype, value = str(value.dtype), _raw(value)
+        return ("array", value.shape, dtype, value.tobytes())
+    if isinstance(value, float):
+        return ("float", value.hex())  # 0.0 == -0.0, and nan != nan
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return (type(value), *((n, deeper(v)) for n, v in _fields(value)))
     if isinstance(value, functools.partial):
@@ -82,6 +85,14 @@ def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
     if isinstance(value, types.FunctionType):
         return _function(value, deeper)
     return _atom(value)
+
+
+def _raw(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and jnp.issubdtype(
+        array.dtype, jax.dtypes.prng_key
+    ):
+        array = jax.random.key_data(array)
+    return np.asarray(array)
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:

@@ -59,6 +59,10 @@ class Product:
 
     def __call__(self, ports: tuple[Port, ...]) -> jax.Array:
         """The product, with 1 for a port that is switched off."""
+        if len(shapes := {port.value.shape for port in ports}) > 1:
+            raise ValueError(
+                f"a product of shapes {', '.join(map(str, sorted(shapes)))}"
+            )
         factors = [v + (1 - p).astype(v.dtype) for v, p in ports]
         product = factors[0]
         for factor in factors[1:]:

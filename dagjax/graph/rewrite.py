@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import jax
+
 from dagjax.graph.dag import DAG
 from dagjax.graph.functions import Params, State
 from dagjax.graph.topology import Arc, GraphError, ancestors
@@ -77,11 +79,10 @@ def insert(
                 f"{arc!r}: no node named {node!r}; the nodes are "
                 f"{', '.join(dag.graph.nodes)}"
             )
-    return DAG(
-        dag.graph.replace(arcs=(*dag.graph.arcs, arc)),
-        dag.params | ({arc.name: params} if params else {}),
-        dag.state | ({arc.name: state} if state else {}),
-    )
+    own = {arc.name: params} if jax.tree.leaves(params) else {}
+    held = {arc.name: state} if state and jax.tree.leaves(state) else {}
+    graph = dag.graph.replace(arcs=(*dag.graph.arcs, arc))
+    return DAG(graph, dag.params | own, dag.state | held)
 
 
 def node_functions(dag: DAG, level: int) -> dict[str, DAG]:

@@ -304,6 +304,22 @@ def _validate(graph: Graph) -> None:
     _validate_reach(graph)
     for arc in graph.arcs:
         _validate_port(graph, arc)
+    for node in graph.merge_of:
+        _validate_merge(graph, node)
+
+
+def _validate_merge(graph: Graph, node: str) -> None:
+    if node in graph.inputs:
+        raise GraphError(
+            f"the input node {node!r} cannot be a merge; give it one of its own"
+        )
+    found = {arc.port for arc in graph.arcs_into(node)}
+    holes = [port for port in range(graph.ports(node) or 0) if port not in found]
+    if holes and node not in graph.space_of:
+        raise GraphError(
+            f"no arc writes port {holes[0]} of {node!r}, a {graph.merge_of[node]!r} "
+            "node; number the ports 0, 1, ... without a gap"
+        )
 
 
 def _validate_reach(graph: Graph) -> None:
@@ -312,7 +328,7 @@ def _validate_reach(graph: Graph) -> None:
         raise GraphError(
             f"no node named {unknown[0]!r}; the nodes are {', '.join(sorted(known))}"
         )
-    reached = {*graph.inputs}
+    reached, fed = {*graph.inputs}, {arc.target for arc in graph.arcs}
     for arc in graph.arcs:
         if arc.target in graph.inputs:
             raise GraphError(
@@ -327,6 +343,13 @@ def _validate_reach(graph: Graph) -> None:
             f"no path from {', '.join(graph.inputs)} to the output {lost[0]!r}; "
             f"reached are {', '.join(n for n in graph.nodes if n in reached)}"
         )
+    known_sources = {*graph.inputs, *graph.space_of} | fed
+    for arc in graph.arcs:
+        if arc.source not in known_sources:
+            raise GraphError(
+                f"arc {arc.name!r} reads {arc.source!r}, which is no input and has no "
+                f"arc into it; the nodes are {', '.join(sorted(fed | {*graph.inputs}))}"
+            )
 
 
 def _validate_port(graph: Graph, arc: Arc) -> None:

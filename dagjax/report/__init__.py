@@ -1,1 +1,1 @@
-"""Looking at it: figures of an experiment and drawings of a graph."""
+"""Looking at it: figures of an experiment, masks as pictures, drawings of a graph."""

@@ -11,6 +11,7 @@ import numpy as np
 from dagjax.graph.topology import Graph, live_arcs
 from dagjax.report import naming
 from dagjax.report.layout import RADIUS, Layout, layout
+from dagjax.report.naming import Point
 from dagjax.report.style import FAINT, INK, MUTED, canvas
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MARGIN = 0.22  # around the drawing, inches
 _BAR = 0.45  # below it, for the colorbar
+_SMALL = 4.5  # points, the smallest text in a node
 _DASHES = (0, (4, 2.5))
 
 
@@ -82,12 +84,7 @@ def arc_shares(graph: Graph, mask: Any) -> dict[str, float]:
     params, gates = mask.get("params") or {}, mask.get("gates") or {}
     graph.select(gates)
     shares = {arc.name: _share(params.get(arc.name)) for arc in graph.arcs}
-    shares |= {
-        arc: share for arc, share in shares.items() if bool(gates.get(arc, True))
-    }
-    shares = {
-        arc: s if bool(gates.get(arc, True)) else 0.0 for arc, s in shares.items()
-    }
+    shares |= {arc: 0.0 for arc, gate in gates.items() if not gate}
     live = {*live_arcs(graph, shares)}
     return {arc: s if arc in live else 0.0 for arc, s in shares.items()}
 
@@ -111,6 +108,9 @@ def _checked(graph: Graph, kept: Mapping[str, float] | None) -> dict[str, float]
 def _extent(places: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Lower left and upper right corner of everything."""
     points = [np.array(list(places.nodes.values())), *places.curves.values()]
+    for text, (x, y, _) in places.names.items():
+        half = naming.width(text) / 2 - _MARGIN / 2
+        points.append(np.array([[x - half, y], [x + half, y]]))
     corners = np.concatenate(points)
     least = np.array([RADIUS, RADIUS]) + 0.02
     nodes = points[0]
@@ -141,7 +141,8 @@ def _draw_arcs(ax: Axes, places: Layout, shares: dict[str, float] | None) -> Non
 
     for name, curve in places.curves.items():
         share = None if shares is None else shares[name]
-        look, head = _look(share), "-|>,head_length=3.2,head_width=1.6"
+        look: dict[str, Any] = _look(share)
+        head = "-|>,head_length=3.2,head_width=1.6"
         arrow = FancyArrowPatch(
             path=Path(curve), arrowstyle=head, mutation_scale=1.4, zorder=2,
             gid=name, capstyle="butt", **look,
@@ -162,24 +163,29 @@ def _draw_nodes(ax: Axes, graph: Graph, places: Layout) -> None:
     for node, (x, y) in places.nodes.items():
         merge = graph.merge_of.get(node)
         ends = node in graph.inputs or node in graph.outputs
-        look = {"facecolor": "#e6e6e6" if ends else "white", "edgecolor": INK}
-        look |= {"linewidth": 1.0, "zorder": 4, "gid": node}
+        fill = "#e6e6e6" if ends else "white"
+        look: dict[str, Any] = {"facecolor": fill, "edgecolor": INK, "linewidth": 1.0}
+        look |= {"zorder": 4, "gid": node}
         if merge is None:
             ax.add_patch(Circle((x, y), RADIUS, **look))
-            _write(ax, x, y, node, 7.0)
+            _write(ax, (x, y), node, 7.0, 0.0, -1)
             continue
         side = 2 * RADIUS
         ax.add_patch(Rectangle((x - RADIUS, y - RADIUS), side, side, **look))
-        _write(ax, x, y + 0.07, node, 6.5)
-        _write(ax, x, y - 0.07, _called(merge), 5.5)
+        _write(ax, (x, y), node, 6.5, 0.07, -1)
+        _write(ax, (x, y), _called(merge), 5.5, -0.07, 1)
 
 
-def _write(ax: Axes, x: float, y: float, text: str, size: float) -> None:
-    """Text as large as fits into a node."""
+def _write(
+    ax: Axes, center: Point, text: str, size: float, shift: float, side: int
+) -> None:
+    """Text in a node as large as fits; long text above (1) or below (-1) the node."""
     fits = 72 * 1.8 * RADIUS / (0.6 * max(len(text), 1))
+    if fits < _SMALL:
+        fits, shift = 6.0, side * (RADIUS + 0.09)
     ax.text(
-        x, y, text, fontsize=min(size, fits), ha="center", va="center", zorder=5,
-        parse_math=False,
+        center[0], center[1] + shift, text, fontsize=min(size, fits), ha="center",
+        va="center", zorder=5, parse_math=False,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def accuracy(record: Record) -> Figure:
     with canvas(min(max(3.2 + 0.7 * count, 5.6), 12), 4.0, "constrained") as figure:
         ax = figure.add_subplot()
         names = _controls(record)
-        ends = {"dense": _dense_band(ax, record)}
+        ends = {"dense": [_dense_band(ax, record)]}
         factors = _dodge(record.densities, len(names))
         for name, factor in zip(names, factors, strict=True):
             ends[name] = _arm(ax, record, name, factor)
@@ -54,7 +54,7 @@ def accuracy(record: Record) -> Figure:
 def curves(record: Record) -> Figure:
     """Training loss against steps, one panel a density.
 
-    Lines are means over seeds of the smoothed loss, bands reach from the smallest to the
+    Lines are means over seeds of the smoothed loss, bands go from the smallest to the
     largest. The dotted line is the dense network's final loss; the dot marks where the
     mean of the tickets first reaches it. Runs that diverged are left out and counted.
 
@@ -67,9 +67,9 @@ def curves(record: Record) -> Figure:
     count = len(record.densities)
     columns = min(count, _COLUMNS)
     rows = math.ceil(count / columns)
-    size = (max(2.6 * columns + 0.7, 4.6), 2.4 * rows + 1.0)
+    size = (max(2.6 * columns + 0.7, 5.2), 2.4 * rows + 1.0)
     with canvas(*size, layout="constrained") as figure:
-        shared = {"sharex": True, "sharey": True, "squeeze": False}
+        shared: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False}
         grid: Any = figure.subplots(rows, columns, **shared)
         panels = grid.ravel()
         for i, ax in enumerate(panels[:count]):
@@ -80,11 +80,12 @@ def curves(record: Record) -> Figure:
             ax.tick_params(labelbottom=True)
         if _all_positive(record):
             panels[0].set_yscale("log")
+        panels[0].margins(y=0.1)
         figure.supxlabel("step", fontsize=9)
         figure.supylabel("training loss", fontsize=9)
         handles, labels = panels[0].get_legend_handles_labels()
         where = "outside upper left" if columns > 1 else "outside upper center"
-        ncols = len(labels) if columns > 2 else 3
+        ncols = len(labels) if columns > 2 else 4
         figure.legend(handles, labels, loc=where, ncols=ncols, columnspacing=1.4)
     return figure
 
@@ -119,8 +120,8 @@ def _dense_band(ax: Axes, record: Record) -> float:
     return dense.mean
 
 
-def _arm(ax: Axes, record: Record, name: str, factor: float) -> float:
-    """Draw one arm; returns where its line ends."""
+def _arm(ax: Axes, record: Record, name: str, factor: float) -> list[float]:
+    """Draw one arm; returns its means."""
     intervals = [stats.mean_interval(x) for x in record.test_metric[name]]
     mean, low, high = np.asarray(intervals).T
     x = 100 * factor * np.asarray(record.densities)
@@ -130,8 +131,7 @@ def _arm(ax: Axes, record: Record, name: str, factor: float) -> float:
         x, mean, label=name, marker=MARKERS.get(name, "o"), markersize=7 if top else 5,
         markeredgecolor="white", markeredgewidth=0.6, **look,
     )  # fmt: skip
-    finite = mean[np.isfinite(mean)]
-    return float(finite[-1]) if finite.size else math.nan
+    return mean.tolist()
 
 
 def _dodge(densities: tuple[float, ...], arms: int) -> np.ndarray:
@@ -158,13 +158,13 @@ def _density_axis(ax: Axes, record: Record) -> None:
     ax.set_xlabel(f"{record.settings.get('prune', 'weights')} remaining (%)")
 
 
-def _label_ends(ax: Axes, ends: dict[str, float]) -> None:
+def _label_ends(ax: Axes, ends: dict[str, list[float]]) -> None:
     """Name the lines beside their right ends, apart from each other."""
     low, high = ax.get_ylim()
-    finite = {name: (y - low) / (high - low) for name, y in ends.items()}
-    heights = [min(max(y, 0), 1) if math.isfinite(y) else 0.0 for y in finite.values()]
-    for name, y in zip(ends, spread(heights, 0.062), strict=True):
-        text = name if math.isfinite(ends[name]) else f"{name} (diverged)"
+    last = [next(filter(math.isfinite, y[::-1]), low) for y in ends.values()]
+    heights = (np.clip(last, low, high) - low) / (high - low)
+    for (name, means), y in zip(ends.items(), spread(heights, 0.062), strict=True):
+        text = name if math.isfinite(means[-1]) else f"{name} (diverged)"
         weight = "bold" if name == "ticket" else "normal"
         ax.annotate(
             text, (1, y), (6, 0), "axes fraction", "offset points",
@@ -198,7 +198,8 @@ def _finite(losses: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _curve(ax: Axes, steps: np.ndarray, losses: np.ndarray, name: str) -> None:
-    look = _look(name) | {"linewidth": 1.9 if name == "ticket" else 1.2}
+    look = _look(name)
+    look["linewidth"] = 1.9 if name == "ticket" else 1.2
     mean = losses.mean(0) if len(losses) else np.full(len(steps), np.nan)
     ax.plot(steps, mean, label=name, **look)
     if len(losses) > 1:
@@ -217,8 +218,10 @@ def _passage(ax: Axes, record: Record, losses: dict[str, np.ndarray]) -> None:
     if not math.isfinite(step):
         return
     y = mean[list(record.evals).index(step)]
-    look = {"color": color("ticket"), "markeredgecolor": "white", "markersize": 7}
-    ax.plot([step], [y], "o", zorder=_TOP + 1, **look)
+    ax.plot(
+        [step], [y], "o", color=color("ticket"), markeredgecolor="white", markersize=7,
+        zorder=_TOP + 1,
+    )  # fmt: skip
     ax.annotate(
         f"{step:,.0f}", (step, y), (step, 0.03), "data", ax.get_xaxis_transform(),
         ha="right", fontsize=8, color=color("ticket"),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from dagjax.graph.topology import Arc, Graph
 from dagjax.report import naming
 from dagjax.report.naming import Name, Point
+
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
 
 RADIUS = 0.2  # of a node, half the side of a square
 NAMED = 30  # arcs; beyond that they have no names
 _ROW = 0.85  # between nodes of one level
 _CLEAR = RADIUS + 0.08  # of a curve from nodes that it does not touch
 _APART = 0.1  # of a curve from another one
+_SWEEPS = 2  # over all long arcs; the second time each sees all others
 _GRID = 16  # points from level to level at which crossings are counted
 _DOT = 0.04  # between points of a curve
 
@@ -61,7 +64,7 @@ def _step(graph: Graph) -> float:
 
 
 def _rows(graph: Graph) -> dict[str, float]:
-    """Heights of the nodes; each level ordered by the mean of its neighbors' heights."""
+    """Heights of the nodes; levels are ordered by the mean height of neighbors."""
     columns: list[list[str]] = [[] for _ in range(graph.depth + 1)]
     for node, level in graph.levels.items():
         columns[level].append(node)
@@ -73,7 +76,9 @@ def _rows(graph: Graph) -> dict[str, float]:
     rows = _stack(columns)
     for neighbors in (before, after) * 4:
         mean = {n: np.mean([rows[m] for m in neighbors[n] or [n]]) for n in rows}
-        columns = [sorted(column, key=lambda n: -mean[n]) for column in columns]
+        columns = [
+            sorted(column, key=mean.__getitem__, reverse=True) for column in columns
+        ]
         rows = _stack(columns)
     return rows
 
@@ -107,74 +112,85 @@ class _Router:
     Args:
         graph: The graph.
         nodes: Positions of the nodes.
-        bows: Of the arcs that are laid already; filled in for the others.
+        bows: Of the arcs between neighboring levels; filled in for the others.
     """
 
     def __init__(self, graph: Graph, nodes: dict[str, Point], bows: dict[str, float]):
         self.graph, self.nodes, self.bows = graph, nodes, bows
-        self.grid = np.zeros((0, _GRID * graph.depth + 1))
-        self.points = np.zeros((0, 2))
+        self.rows: dict[str, np.ndarray] = {}  # heights at every level, for crossings
+        self.points: dict[str, np.ndarray] = {}  # outside the nodes, for distances
 
     def curves(self) -> dict[str, np.ndarray]:
         """`{arc: [point, 2]}`, from center to center."""
-        levels = self.graph.levels
-        span = lambda arc: levels[arc.target] - levels[arc.source]
-        rows = max(y for _, y in self.nodes.values())
-        found = {}
-        for arc in sorted(self.graph.arcs, key=span):
-            if arc.name not in self.bows:
-                tree = KDTree(self.points) if len(self.points) else None
-                cost = lambda bow, arc=arc, tree=tree: self._cost(arc, bow, tree)
-                self.bows[arc.name] = min(_choices(self._width(arc), rows), key=cost)
-            found[arc.name] = self._lay(arc)
-        return found
+        order = sorted(self.graph.arcs, key=lambda arc: self._ends(arc)[1][0])
+        order.sort(key=self._width)
+        long = [arc for arc in order if arc.name not in self.bows]
+        for arc in order:
+            if arc.name in self.bows:
+                self._lay(arc)
+        for arc in long * _SWEEPS:
+            self.bows[arc.name] = self._best(arc)
+            self._lay(arc)
+        return {arc.name: self._curve(arc, self.bows[arc.name]) for arc in order}
+
+    def _ends(self, arc: Arc) -> tuple[Point, Point]:
+        return self.nodes[arc.source], self.nodes[arc.target]
 
     def _width(self, arc: Arc) -> float:
         return self.nodes[arc.target][0] - self.nodes[arc.source][0]
 
-    def _lay(self, arc: Arc) -> np.ndarray:
+    def _curve(self, arc: Arc, bow: float) -> np.ndarray:
+        return _curve(*self._ends(arc), bow)
+
+    def _lay(self, arc: Arc) -> None:
         """Put the arc where its bow says."""
         bow = self.bows[arc.name]
-        curve = _curve(self.nodes[arc.source], self.nodes[arc.target], bow)
-        row = np.full((1, self.grid.shape[1]), np.nan)
-        where, row[0, where] = self._on_grid(arc, bow)
-        self.grid = np.concatenate([self.grid, row])
-        self.points = np.concatenate([self.points, self._open(arc, curve)])
-        return curve
+        row = np.full(_GRID * self.graph.depth + 1, np.nan)
+        where, row[where] = self._on_grid(arc, bow)
+        self.rows[arc.name] = row
+        self.points[arc.name] = self._open(arc, self._curve(arc, bow))
 
     def _on_grid(self, arc: Arc, bow: float) -> tuple[slice, np.ndarray]:
         levels = self.graph.levels
         start, stop = _GRID * levels[arc.source], _GRID * levels[arc.target] + 1
-        ends = self.nodes[arc.source][1], self.nodes[arc.target][1]
-        row = _height(np.linspace(0, 1, stop - start), *ends, bow)
+        (_, low), (_, high) = self._ends(arc)
+        row = _height(np.linspace(0, 1, stop - start), low, high, bow)
         return slice(start, stop), row
 
     def _open(self, arc: Arc, curve: np.ndarray) -> np.ndarray:
         """The points outside the arc's own nodes."""
-        ends = (self.nodes[arc.source], self.nodes[arc.target])
-        away = [np.hypot(*(curve - end).T) > RADIUS + 0.05 for end in ends]
+        away = [np.hypot(*(curve - end).T) > RADIUS + 0.05 for end in self._ends(arc)]
         return curve[away[0] & away[1]]
 
-    def _cost(self, arc: Arc, bow: float, tree: KDTree | None) -> float:
-        """Nodes that it hits, curves that it runs beside or crosses, how far it goes."""
-        curve = _curve(self.nodes[arc.source], self.nodes[arc.target], bow)
-        others = [p for n, p in self.nodes.items() if n not in (arc.source, arc.target)]
-        hits = sum(np.hypot(*(curve - p).T).min() < _CLEAR for p in others)
+    def _best(self, arc: Arc) -> float:
+        """The cheapest bow among all other arcs."""
+        from scipy.spatial import KDTree  # slow to import
+
+        others = [name for name in self.rows if name != arc.name]
+        tree = KDTree(np.concatenate([self.points[name] for name in others]))
+        grid = np.stack([self.rows[name] for name in others])
+        cost = lambda bow: self._cost(arc, bow, tree, grid)
+        top = max(y for _, y in self.nodes.values())
+        return min(_choices(self._width(arc), top), key=cost)
+
+    def _cost(self, arc: Arc, bow: float, tree: KDTree, grid: np.ndarray) -> float:
+        """Nodes it hits, curves it runs beside or crosses, and an unusual height."""
+        curve = self._curve(arc, bow)
+        away = [p for n, p in self.nodes.items() if n not in (arc.source, arc.target)]
+        hits = sum(np.hypot(*(curve - p).T).min() < _CLEAR for p in away)
         where, row = self._on_grid(arc, bow)
-        gaps = self.grid[:, where] - row
+        gaps = grid[:, where] - row
         crossings = np.sum(gaps[:, 1:] * gaps[:, :-1] < 0)
-        beside = 0.0
-        if tree is not None:
-            distances, _ = tree.query(self._open(arc, curve))
-            beside = _DOT * np.sum(distances < _APART)
-        natural = min(0.12 + 0.16 * self._width(arc), 0.9)
+        distances, _ = tree.query(self._open(arc, curve))
+        beside = _DOT * np.sum(1 - np.minimum(np.asarray(distances) / _APART, 1))
+        natural = min(0.12 + 0.16 * self._width(arc), 1.1)
         far = abs(abs(bow) - natural)
-        return 100.0 * hits + 6.0 * beside + 0.3 * crossings + far
+        return float(100 * hits + 10 * beside + 0.3 * crossings + far)
 
 
-def _choices(width: float, rows: float) -> list[float]:
+def _choices(width: float, top: float) -> list[float]:
     """Bows to try for a long arc, up before down, at last around all nodes."""
-    sizes = np.arange(0.36, 0.9 + 0.3 * width + 1.3 * rows, 0.1)
+    sizes = np.arange(0.36, 0.9 + 0.3 * width + 1.3 * top, 0.1)
     return [0.0, *(float(sign * size) for size in sizes for sign in (1, -1))]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROWS = 6  # leaves in a figure
-_PIXELS = (64, 128)  # of a picture; larger masks are averaged over blocks
+_PIXELS = (72, 160)  # of a picture; larger masks are averaged over blocks
 _COLUMNS = 8  # densities in a figure
 _LISTED = 16  # leaves that are named without being shown
 

@@ -285,8 +285,8 @@ def test_resuming_another_run_is_refused(folder, field, value):
 
 def test_without_resume_a_run_starts_anew(folder):
     before = finished(folder)
-    with pytest.raises(KeyboardInterrupt):
-        lottery(folder, steps=2, on_chunk=killed_within(2))
+    with pytest.raises(Killed):
+        lottery(folder, steps=2, on_round=killed_after(2))
     assert sorted(finished(folder)) == ["ticket-0", "ticket-1"]
     assert finished(folder)["ticket-0"] > before["ticket-0"]
     assert Store(folder).read_json("run")["settings"]["steps"] == 2

@@ -27,7 +27,12 @@ BATCH = 2
 
 def precision(dtype: str):
     """Within it arrays may have this dtype."""
-    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    if dtype == "float64":
+        stack.enter_context(jax.enable_x64(True))
+        # Flax initializes in float32 and promotes; the strict mode forbids that.
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    return stack
 
 
 def distance(got: Any, want: Any, scale: Any = None) -> float:
