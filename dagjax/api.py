@@ -26,7 +26,7 @@ from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
 from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
 from dagjax.experiments.train import TrainConfig
-from dagjax.graph.topology import GraphError
+from dagjax.graph.topology import Graph
 from dagjax.report import drawing, figures
 
 DENSITIES = (0.67, 0.45, 0.3, 0.2)
@@ -169,14 +169,16 @@ def lottery(
         (2, 2, 16, 8)
     """
     begun = time.perf_counter()
-    data = check(Data(*data))
+    _check_numbers(seeds, rewind, first_seed, margin)
+    densities = np.atleast_1d(densities).tolist()
+    data = check(data if isinstance(data, tuple) else tuple(data))  # pyright: ignore
     config = TrainConfig(steps, batch, eval_every or _divisor(steps))
     model, task = as_model(net, gated=prune == "arcs"), task_of(data, loss, metric)
     check_fit(task, model, data)
     pruner = make_pruner(prune, score, model, task)
     check_densities(densities, prune, model, data.x_train[:1])
     tx = make_tx(optimizer, learning_rate, schedule, steps)
-    setup = Setup(config, model, task, tx, pruner, prune, rewind)
+    setup = Setup(config, model, task, tx, pruner, prune, rewind, learning_rate)
     controls = _feasible(controls, setup, data, seeds)
     settings = {
         "net": describe_net(net, model),
@@ -243,7 +245,8 @@ def versions() -> dict[str, str]:
 def describe_net(net: Any, model: Model) -> str:
     """The network in a line, with a number that changes when the network does."""
     text = "; ".join(map(repr, model.graph.arcs))
-    return f"{net!r} #{zlib.crc32(text.encode()):08x}"[-200:]
+    name = net if isinstance(net, Graph) else type(net).__name__
+    return f"{name!r} #{zlib.crc32(text.encode()):08x}"[-200:]
 
 
 def _fingerprint(data: Data) -> str:
@@ -280,12 +283,12 @@ def _feasible(
         left_out["transfer"] = "it needs two seeds"
     try:
         narrowed(setup, 1, data)
-    except GraphError:
-        left_out["narrow"] = "no layer of this network can be narrowed by name"
+    except Exception as error:  # whatever a module says to an odd width
+        left_out["narrow"] = str(error).strip().splitlines()[0]
     for name, why in left_out.items():
         if name in controls:
             warnings.warn(f"the control {name!r} is left out: {why}", stacklevel=3)
-    return tuple(name for name in controls if name not in left_out)
+    return tuple(name for name in dict.fromkeys(controls) if name not in left_out)
 
 
 class _Ticker:
@@ -306,6 +309,20 @@ class _Ticker:
     def _tell(self) -> None:
         if self.tell is not None:
             self.tell(self.done + self.share, self.total)
+
+
+def _check_numbers(
+    seeds: int, rewind: int, first_seed: int, margin: float | None
+) -> None:
+    for name, value, least in (
+        ("seeds", seeds, 1),
+        ("rewind", rewind, 0),
+        ("first_seed", first_seed, 0),
+    ):
+        if not isinstance(value, int) or not least <= value < 2**31:
+            raise ValueError(f"{name} {value}: expected at least {least}, an integer")
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"margin {margin}: expected at least 0")
 
 
 def _divisor(steps: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 
 _EXTRAS = "the command line needs more packages: pip install 'dagjax[all]'"
 MIN_ACCURACY = {"digits": 0.96}  # a dense net below this was not trained properly
@@ -111,7 +112,7 @@ def main(args: list[str] | None = None) -> None:
         run(options)
     except KeyboardInterrupt:
         sys.exit("dagjax: stopped; the same command with --resume goes on")
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         if os.environ.get("DAGJAX_TRACEBACK"):
             raise
         print(f"dagjax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -159,7 +160,7 @@ def run_lottery(options: Lottery) -> None:
         )  # fmt: skip
     print_result(console, result, out)
     dense = float(result.record.test_metric["dense"].mean())
-    if dense < MIN_ACCURACY.get(options.data, 0.0):
+    if dense < MIN_ACCURACY.get(options.data, -np.inf):
         console.print(
             f"warning: the dense net reaches {dense:.1%} on {options.data}, below "
             f"{MIN_ACCURACY[options.data]:.0%}: train longer, or with another --lr"

@@ -124,12 +124,14 @@ def in_waves(train: Callable[..., Any]) -> Callable[..., Any]:
     """Train as many seeds at a time as there are devices, wave after wave."""
 
     def waves(key: Any, start: Any, mask: Any, data: Data, lr: Any) -> Any:
-        size, seeds, found = jax.local_device_count(), key.shape[0], []
-        for first in range(0, seeds, size):
-            own = jax.tree.map(lambda x, i=first: x[i : i + size], (key, start, mask))
-            share = own[0].shape[0] / seeds
+        seeds, found = key.shape[0], []
+        size = min(jax.local_device_count(), seeds)
+        for first in range(0, seeds, size):  # the last wave begins again at seed 0
+            index = jnp.arange(first, first + size) % seeds
+            own = jax.tree.map(lambda x, i=index: x[i], (key, start, mask))
+            share = min(size, seeds - first) / seeds
             found.append(train(*own, data, lr, share))
-        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:seeds], *found)
 
     return waves
 
@@ -199,7 +201,8 @@ class Experiment:
     ):
         self.setup, self.store, self.on_round = setup, store, on_round
         self.tick, self.densities = tick, tuple(densities)
-        self.keys, self.data = place(keys), place(data, shared=True)
+        seeds = keys.init.shape[0]
+        self.keys, self.data = place(keys, seeds), place(data, seeds, shared=True)
         self.pieces = make_pieces(setup, self.data, tick)
         self.start, self.point = self._start(self.keys)
         self.done, self.total = 0, 1 + (1 + branches) * len(self.densities)

@@ -39,7 +39,7 @@ def make_keys(seeds: int, first: int = 0) -> Keys:
         >>> make_keys(3).init.shape
         (3,)
     """
-    roots = jax.vmap(jax.random.key)(jnp.arange(first, first + seeds, dtype=jnp.uint32))
+    roots = jax.vmap(jax.random.key)(np.arange(first, first + seeds, dtype=np.uint32))
     streams = [
         jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(roots) for i in range(3)
     ]
@@ -94,18 +94,16 @@ def _spread(fn: Callable[..., Any], shared: int, *args: Any) -> Any:
     return jax.tree.map(lambda x: x[:seeds], run(jax.tree.map(pad, own), common))
 
 
-def place(tree: Any, shared: bool = False) -> Any:
+def place(tree: Any, seeds: int, shared: bool = False) -> Any:
     """Put arrays where `over_seeds` wants them, so that no call copies them again.
 
     Args:
         tree: Arrays with a leading axis `[seed]`, or data shared by all seeds.
+        seeds: How many seeds there are.
         shared: Which of the two.
     """
-    devices = jax.local_devices()
-    leaves = jax.tree.leaves(tree)
-    if jax.default_backend() != "cpu" or (
-        not shared and leaves[0].shape[0] % len(devices)
-    ):
+    devices = jax.local_devices()[:seeds]
+    if jax.default_backend() != "cpu" or (not shared and seeds % len(devices)):
         return jax.tree.map(jnp.asarray, tree)
     mesh = Mesh(np.array(devices), ("seed",))
     spec = PartitionSpec() if shared else PartitionSpec("seed")

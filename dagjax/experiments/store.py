@@ -7,11 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class StoreError(ValueError):
@@ -63,9 +76,9 @@ class Store:
         path = self._path(name)
         paths, tree = jax.tree_util.tree_flatten_with_path(like)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = [file[jax.tree_util.keystr(p)] for p, _ in paths]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except _UNREADABLE as error:
             raise StoreError(
                 f"{path} is not a saved round of this run ({error}); "
                 "delete it, or choose another folder"

@@ -98,6 +98,8 @@ def check_fit(task: Task, model: Any, data: Data) -> None:
         raise ValueError(
             f"the net does not take inputs {x.shape}: {message}"
         ) from error
+    if not hasattr(outputs, "shape"):
+        raise ValueError(f"the net has {len(outputs)} outputs; expected one")
     wanted = {cross_entropy: outputs.shape[:-1], squared_error: outputs.shape}
     if wanted.get(task.loss, y.shape) != y.shape:
         raise ValueError(

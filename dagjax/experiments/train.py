@@ -140,7 +140,7 @@ def make_trainer(
 
     def steps(key: Any, mask: Mask, carry: Carry, order: Any, data: Data) -> Carry:
         def one(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
-            x, y = data.x_train[index], data.y_train[index]
+            x, y = (jnp.asarray(a)[index] for a in (data.x_train, data.y_train))
             return step(key, mask, carry, x, y), None
 
         # A single step is written out: XLA:CPU is slow at convolutions in a loop.

@@ -65,23 +65,20 @@ def test_vmap_over_gates_is_a_sweep(case):
 def test_gradient_by_finite_differences():
     with nets.precision("float64"):
         case = nets.zoo("inception", "float64")
-        loss = lambda params: jnp.sum(
-            jnp.sin(case.dag.replace(params=params)(*case.xs))
-        )
-        gradient = jax.grad(loss)(case.dag.params)
-        assert jax.tree.structure(gradient) == jax.tree.structure(case.dag.params)
+        run = lambda params: case.dag.replace(params=params)(*case.xs)
+        loss = jax.jit(lambda params: jnp.sum(jnp.sin(run(params))))
+        slopes = jax.jit(jax.grad(loss))(case.dag.params)
+        assert jax.tree.structure(slopes) == jax.tree.structure(case.dag.params)
         along = nets.fill(case.dag, "float64", 9).params
-        step = lambda h: loss(
-            jax.tree.map(lambda p, d: p + h * d, case.dag.params, along)
-        )
-        want = (step(1e-5) - step(-1e-5)) / 2e-5
-        products = jax.tree.map(jnp.vdot, gradient, along)
-        assert float(sum(jax.tree.leaves(products))) == pytest.approx(float(want), 1e-6)
+        move = lambda h: jax.tree.map(lambda p, d: p + h * d, case.dag.params, along)
+        want = (loss(move(1e-5)) - loss(move(-1e-5))) / 2e-5
+        products = jax.tree.leaves(jax.tree.map(jnp.vdot, slopes, along))
+        assert float(sum(products)) == pytest.approx(float(want), 1e-6)
 
 
 # --- init -------------------------------------------------------------------------
 
-NET = dj.series(nn.Dense(4), dj.residual(nn.Dense(4)), nn.Dense(2))
+NET = dj.series(dj.residual(nn.Dense(3)), nn.Dense(3))
 X = np.ones((2, 3), np.float32)
 
 
@@ -106,13 +103,13 @@ def test_init_needs_shapes_only(key):
 
 def test_an_arc_draws_by_its_name(key):
     dag = dj.init(key, NET, X)
-    without = dj.init(key, dj.delete(dag, "Dense_1").graph, X)
-    assert nets.same(without.params, dj.delete(dag, "Dense_1").params)
-    draw = jax.random.fold_in(key, zlib.crc32(b"Dense_2"))
-    own = nn.Dense(2).init(draw, jnp.ones((2, 4)))["params"]
-    assert nets.same(dag.params["Dense_2"], own)
-    kernels = [dag.params[name]["kernel"] for name in ("Dense_1", "Dense_2")]
-    assert not np.array_equal(kernels[0][:, :2], kernels[1])
+    without = dj.init(key, dj.delete(dag, "Dense").graph, X)
+    assert nets.same(without.params, dj.delete(dag, "Dense").params)
+    draw = jax.random.fold_in(key, zlib.crc32(b"Dense_1"))
+    own = nn.Dense(3).init(draw, X)["params"]
+    assert nets.same(dag.params["Dense_1"], own)
+    kernels = [dag.params[name]["kernel"] for name in ("Dense", "Dense_1")]
+    assert not np.array_equal(*kernels)
 
 
 def test_init_finds_the_spaces():
@@ -126,16 +123,15 @@ def test_init_finds_the_spaces():
 
 
 def test_batch_size_is_free(case):
-    for batch in (1, 5):
-        x = jnp.ones((batch, 5))
-        assert case.dag(x).shape == (batch, 3)
-        h = dj.compose(dj.factors(case.dag))(dj.inject(case.dag, x))
-        assert nets.distance(h["out"], case.dag(x)) <= 1e-6
+    x = jnp.ones((5, 5))
+    assert case.dag(x).shape == (5, 3)
+    h = dj.compose(dj.factors(case.dag))(dj.inject(case.dag, x))
+    assert nets.distance(h["out"], case.dag(x)) <= 1e-6
 
 
 def test_dtypes_follow_the_input():
     with nets.precision("float64"):
-        case = nets.build(nets.inception(), ((5,),), "float64")
+        case = nets.zoo("two_streams", "float64")
         h = dj.compose(dj.factors(case.dag))(dj.inject(case.dag, *case.xs))
         assert {leaf.dtype for leaf in jax.tree.leaves(h)} == {np.dtype("float64")}
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nets.zoo("mlp").dag)

@@ -63,7 +63,8 @@ def test_random_in_float32(plan):
     assert check(case, gates=case.gates()) <= nets.TOLERANCE["float32"]
 
 
-@given(plan=nets.plans(min_depth=2))
+@settings(max_examples=6)
+@given(plan=nets.plans(min_depth=2, max_nodes=8))
 def test_mutants_on_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
