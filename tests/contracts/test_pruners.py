@@ -55,20 +55,16 @@ def columns(mask):
 
 ROWS = {  # a pruner, and the groups of what its density counts
     "one_shot": (pruners.one_shot(scores.magnitude, selection.global_topk), everything),
-    "one_shot_structured": (
-        pruners.one_shot(scores.magnitude, selection.structured()),
-        columns,
-    ),
     "one_shot_taylor": (
         pruners.one_shot(scores.taylor(loss), selection.per_leaf_topk),
         each_leaf,
     ),
     "iterative": (
-        pruners.iterative(scores.taylor(loss), selection.global_topk, 3),
+        pruners.iterative(scores.taylor(loss), selection.global_topk, 2),
         everything,
     ),
     "iterative_random": (
-        pruners.iterative(scores.random, selection.global_topk, 2),
+        pruners.iterative(scores.random, selection.global_topk, 1),
         everything,
     ),
     "iterative_structured": (
