@@ -61,6 +61,9 @@ class Function(abc.ABC):
     def __hash__(self) -> int:
         return self._hash
 
+    def __deepcopy__(self, memo: Any) -> Function:
+        return self  # frozen, and closures do not copy
+
     def __repr__(self) -> str:
         return describe(self.fn)
 
