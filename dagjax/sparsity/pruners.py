@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from dagjax.sparsity import masks
 from dagjax.sparsity.masks import Mask
@@ -95,6 +96,8 @@ def iterative(score: Score, select: Selection, steps: int) -> Pruner:
         for i in range(1, steps + 1):
             # The last step takes the density as it is, so that the count is exact.
             goal = start * (density / start) ** (i / steps) if i < steps else density
+            # Units may count otherwise than entries: no step goes below the density.
+            goal = jnp.maximum(goal, density) if i < steps else density
             own = jax.random.fold_in(key, i)
             mask, state = once.update(own, state, params, mask, batch, goal)
         return mask, state

@@ -10,6 +10,7 @@ that only counts are needed (of each shard, where arrays are sharded).
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -109,38 +110,46 @@ def structured(axis: int = -1, select: Selection = global_topk) -> Selection:
 
     def choose(scores: Any, mask: Mask, density: Any) -> Mask:
         alive = units.gather(mask, axis, jnp.any)
-        means = units.gather(masks.tree_map(_alive_only, mask, scores), axis, jnp.sum)
+        sums = units.gather(masks.tree_map(_alive_only, mask, scores), axis, jnp.sum)
         sizes = units.gather(masks.tree_map(_sizes, mask), axis, jnp.sum)
-        ratio = jax.tree.map(jnp.divide, means, sizes)
-        return units.spread(select(ratio, alive, density), mask, axis)
+        ratio = jax.tree.map(lambda s, n: s / n.astype(s.dtype), sums, sizes)
+        whole = units.spread(select(ratio, alive, density), mask, axis)
+        return masks.tree_map(jnp.logical_and, mask, whole)
 
     return choose
 
 
 def _alive_only(m: jax.Array, s: jax.Array) -> jax.Array:
-    return jnp.where(m, s, jnp.zeros_like(s))
+    return jnp.where(m, _wide(s), jnp.zeros((), _wide(s).dtype))
 
 
 def _sizes(m: jax.Array) -> jax.Array:
     return jnp.ones(m.shape)
 
 
+def _wide(scores: jax.Array) -> jax.Array:
+    """Scores in float32, or in float64 where they are."""
+    scores = jnp.asarray(scores)
+    return scores.astype(jnp.float64 if scores.dtype == jnp.float64 else jnp.float32)
+
+
 def _check(density: Any) -> None:
-    if isinstance(density, int | float) and not 0 < density <= 1:
+    if isinstance(density, numbers.Real) and not 0 < float(density) <= 1:
         raise ValueError(
             f"density {density}: expected a kept share in (0, 1]; 0.2 keeps 20 percent"
         )
 
 
+@jax.jit  # called eagerly, it would compile its search anew every time
 def _topk(
     scores: Sequence[jax.Array], alive: Sequence[jax.Array], density: Any
 ) -> list[jax.Array]:
     total = sum(a.size for a in alive)
-    keys = [_order_bits(s, a) for s, a in zip(scores, alive, strict=True)]
+    wide = [_wide(s) for s in scores]
+    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in wide) else jnp.float32
+    keys = [_order_bits(s.astype(dtype), a) for s, a in zip(wide, alive, strict=True)]
     count = lambda test: sum(jnp.sum(test(u), dtype=jnp.int32) for u in keys)
-    wanted = round(density * total) if isinstance(density, float | int) else None
-    k = jnp.round(density * total).astype(jnp.int32) if wanted is None else wanted
-    k = jnp.minimum(k, count(lambda u: u > 0))
+    k = jnp.minimum(_wanted(density, total), count(lambda u: u > 0))
     # The largest threshold that leaves at least k entries at or above it.
     least = _largest(lambda t: count(lambda u: u >= t) - k, keys[0].dtype)
     ties = k - count(lambda u: u > least)
@@ -157,6 +166,11 @@ def _topk(
     spare = lambda end: ties - before(end)
     end = _largest(spare, jnp.uint32, total.bit_length())
     return [(u > least) | ((u == least) & (i < end) & (u > 0)) for u, i in tied]
+
+
+def _wanted(density: Any, total: int) -> jax.Array:
+    """`round(density * total)`, half to even, of the float32 density."""
+    return jnp.round(jnp.asarray(density, jnp.float32) * total).astype(jnp.int32)
 
 
 def _largest(
@@ -184,14 +198,10 @@ def _largest(
 
 def _order_bits(scores: jax.Array, alive: jax.Array) -> jax.Array:
     """Unsigned numbers in the order of the scores; 0 for the dead, 1 for NaN."""
-    scores = jnp.asarray(scores)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    scores = jnp.where(
-        scores == 0, jnp.zeros_like(scores), scores
-    )  # -0.0 ties with 0.0
     unsigned = jnp.uint64 if scores.dtype == jnp.float64 else jnp.uint32
     bits = jax.lax.bitcast_convert_type(scores, unsigned)
     sign = jnp.ones((), unsigned) << (jnp.iinfo(unsigned).bits - 1)
+    bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)  # -0.0 ties with 0.0
     order = jnp.where(bits >= sign, ~bits, bits | sign)
     order = jnp.where(jnp.isnan(scores), jnp.ones_like(order), order)
     return jnp.where(alive, order, jnp.zeros_like(order))

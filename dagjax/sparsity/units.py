@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -22,17 +23,15 @@ def gather(tree: Any, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, 
     Example:
         >>> import jax.numpy as jnp
         >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-        >>> gather({"fc": layer}, -1, jnp.sum)
+        >>> dict(gather({"fc": layer}, -1, jnp.sum))
         {"['fc']:2": Array([4., 4.], dtype=float32)}
     """
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         others = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
         found.setdefault(_layer(path, leaf, axis), []).append(reduce(leaf, axis=others))
-    return {
-        layer: reduce(jnp.stack(parts), axis=0).astype(parts[0].dtype)
-        for layer, parts in found.items()
-    }
+    whole = {k: reduce(jnp.stack(v), axis=0) for k, v in found.items()}
+    return OrderedDict((k, v.astype(found[k][0].dtype)) for k, v in whole.items())
 
 
 def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
@@ -54,4 +53,7 @@ def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
 
 
 def _layer(path: Any, leaf: Any, axis: int) -> str:
+    if not -leaf.ndim <= axis < leaf.ndim:
+        name = jax.tree_util.keystr(path)
+        raise ValueError(f"{name} of shape {leaf.shape} has no units along axis {axis}")
     return f"{jax.tree_util.keystr(path[:-1])}:{leaf.shape[axis]}"
