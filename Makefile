@@ -2,8 +2,9 @@
 # PYTHON=/path/to/python3.12 picks another interpreter, EXTRA=cuda12 an accelerator.
 PYTHON ?= python3
 EXTRA ?=
-NEWEST := $(firstword $(foreach v,3.13 3.12,$(shell command -v python$(v) 2>/dev/null)) \
-            $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[23].*/bin/python3))))
+# The newest interpreter that runs: on the PATH, or of pyenv.
+CANDIDATES := python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9].*/bin/python3)
+NEWEST = $(firstword $(shell for p in $(CANDIDATES); do $$p -c '' 2>/dev/null && echo $$p; done))
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
