@@ -12,11 +12,11 @@ RUN := $(VENV)/.installed-run$(EXTRA)
 DEV := $(VENV)/.installed-dev$(EXTRA)
 comma := ,
 
-.PHONY: lottery test test-newest lint types imports pytest figures clean
+.PHONY: lottery test test-newest lint types imports pytest notebooks clean
 lottery: $(RUN)
 	$(BIN)/dagjax lottery $(ARGS)
 
-test: lint types imports pytest
+test: lint types imports pytest notebooks
 
 test-newest:
 	@test -n "$(NEWEST)" || { echo "no Python 3.12 or later found; set PYTHON and use make test"; exit 2; }
@@ -34,6 +34,9 @@ imports: $(DEV)
 
 pytest: $(DEV)
 	$(BIN)/python -m pytest -n 2
+
+notebooks: $(DEV)
+	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

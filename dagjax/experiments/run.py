@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from dagjax.experiments.examples import Data
 from dagjax.experiments.granularity import GRANULARITIES
@@ -161,17 +160,17 @@ def slow_in_loop(model: Model, data: Data) -> bool:
     theta, state, _ = model.shapes(x)
     total = lambda t, s: jnp.sum(model.apply(t, s, x)[0])
     jaxpr = jax.make_jaxpr(jax.grad(total, allow_int=True))(theta, state)
-    convolutions = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == _CONV]
+    convolutions = [e for e in equations(jaxpr) if e.primitive.name == _CONV]
     return any(e.params["dimension_numbers"] != _FAST for e in convolutions)
 
 
-def equations(jaxpr: Any) -> Iterator[JaxprEqn]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a program, those of inner programs too."""
     for eqn in jaxpr.eqns:
         yield eqn
         for leaf in jax.tree.leaves(list(eqn.params.values())):
-            if isinstance(leaf, ClosedJaxpr | Jaxpr):
-                yield from equations(getattr(leaf, "jaxpr", leaf))
+            if hasattr(leaf, "eqns"):
+                yield from equations(leaf)
 
 
 class Experiment:
