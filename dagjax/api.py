@@ -262,9 +262,9 @@ def _open(out: Any, settings: dict[str, Any], resume: bool) -> Store:
         return Store(None)
     folder, rounds = Store(out), Store(Path(out) / "rounds")
     before = folder.read_json("run")
-    if resume and before:
+    if before:  # results of other settings are neither mixed in nor overwritten
         check_same(before.get("settings", {}), settings, out)
-    else:
+    if not (resume and before):
         rounds.clear()
         folder.write_json("run", {"finished": False, "settings": settings})
     return rounds

@@ -88,7 +88,8 @@ GRANULARITIES = {
     ),
     "units": Granularity(
         _units,
-        lambda graph: selection.structured(axis=-1),
+        # One share for every layer: units of other fan-in do not compare.
+        lambda graph: selection.structured(axis=-1, select=selection.per_leaf_topk),
         lambda graph: _shuffle_units,
         ("magnitude", "taylor", "random"),
     ),
@@ -182,13 +183,15 @@ def check_densities(
     theta, _, outputs = model.shapes(x)
     mask = GRANULARITIES[prune].full(theta, outputs.shape[-1])
     total, least = masks.size(mask), 1
-    if prune == "units":
-        total = masks.size(units.gather(mask, -1, jnp.any))
+    if prune == "units":  # one share for every layer
+        layers = units.gather(mask, -1, jnp.any)
+        total = min(layer.size for layer in layers.values())
     if prune == "arcs":
         least = len({arc.target for arc in model.graph.arcs})
+    what = "units of a layer" if prune == "units" else prune
     if round(min(densities) * total) < least:
         raise ValueError(
             f"density {min(densities):g} keeps {round(min(densities) * total)} of "
-            f"{total} {prune}, at least {least} must stay: expected at least "
+            f"{total} {what}, at least {least} must stay: expected at least "
             f"{math.ceil(1000 * least / total) / 1000:g}"
         )

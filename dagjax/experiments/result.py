@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +64,13 @@ class Record:
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        return sentence(self.verdicts())
+        seeds, verdicts = self.loss["dense"].shape[1], self.verdicts()
+        alpha = next(iter(verdicts.values())).alpha
+        least = math.ceil(math.log2(1 / alpha))  # the sign test of one density alone
+        said = sentence(verdicts)
+        if seeds >= least:
+            return said
+        return f"{said[:-1]}; {seeds} seeds cannot show one, it takes at least {least}."
 
     def rows(self) -> list[Row]:
         """The table: dense first, then each arm at each density."""
@@ -77,9 +84,9 @@ class Record:
                 own = times(losses[i])
                 rows.append(Row(
                     arm, density, self.weights[arm][i],
-                    stats.mean_interval(self.test_metric[arm][i]),
-                    stats.mean_interval(losses[i][:, -1]),
-                    stats.restricted_mean_time(own, self.evals[-1]),
+                    stats.t_interval(self.test_metric[arm][i]),
+                    stats.t_interval(losses[i][:, -1]),
+                    _mean_time(own, self.evals[-1]),
                     stats.win_rate(own, dense_times),
                 ))  # fmt: skip
         return rows
@@ -110,15 +117,25 @@ def cells(row: Row) -> tuple[str, ...]:
         row.arm,
         f"{row.density:.3g}",
         f"{row.weights:,}",
-        f"{metric.mean:.4f} ± {_half(metric):.4f}",
-        f"{loss.mean:.1e} ± {_half(loss):.0e}",
-        f"{steps.mean:.0f} ± {_half(steps):.0f}",
+        f"{metric.mean:.4f}" + _half(metric, ".4f"),
+        f"{loss.mean:.1e}" + _half(loss, ".0e"),
+        "never"
+        if math.isnan(steps.mean)
+        else f"{steps.mean:.0f}" + _half(steps, ".0f"),
         f"{row.wins.wins} of {row.wins.n}",
     )
 
 
-def _half(interval: stats.Interval) -> float:
-    return (interval.high - interval.low) / 2
+def _half(interval: stats.Interval, spec: str) -> str:
+    half = (interval.high - interval.low) / 2
+    return "" if math.isnan(half) else f" ± {half:{spec}}"
+
+
+def _mean_time(times: np.ndarray, horizon: int) -> stats.Interval:
+    """Restricted mean time; nan where no seed reached the target."""
+    if np.isnan(times).all():
+        return stats.Interval(np.nan, np.nan, np.nan)
+    return stats.t_interval(np.where(np.isnan(times), horizon, times))
 
 
 def table(record: Record) -> str:
@@ -129,4 +146,5 @@ def table(record: Record) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADERS))]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
             for line in lines]  # fmt: skip
-    return "\n".join([*text, "", record.sentence()])
+    legend = "mean ± half of the 95 percent t interval over seeds"
+    return "\n".join([*text, legend, "", record.sentence()])

@@ -237,6 +237,34 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, seed: int = 0) -> I
     return Interval(float(data.mean()), float(low), float(high))
 
 
+def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean over seeds with Student's interval, wide enough for few seeds too.
+
+    Args:
+      values: one value a seed, `[seed]`.
+      level: confidence of the interval.
+
+    Returns:
+      The mean and the interval, nan for one seed; all nan if a value is not finite.
+
+    Raises:
+      ValueError: if there are no seeds.
+
+    >>> round(t_interval([1.0, 2.0, 3.0]).high, 3)
+    4.484
+    """
+    from scipy.stats import t
+
+    data = _seeds(values).astype(np.float64)
+    if not np.isfinite(data).all():
+        return Interval(np.nan, np.nan, np.nan)
+    mean = float(data.mean())
+    if data.size == 1:
+        return Interval(mean, np.nan, np.nan)
+    half = t.ppf((1 + level) / 2, data.size - 1) * data.std(ddof=1) / data.size**0.5
+    return Interval(mean, float(mean - half), float(mean + half))
+
+
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0
 ) -> Interval:

@@ -90,7 +90,8 @@ class Store:
         if self.folder is None:
             return
         part = self.folder / f"{name}.json.part"
-        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        text = json.dumps(_strict(record), indent=2, default=str, allow_nan=False)
+        part.write_text(text + "\n")
         os.replace(part, self.folder / f"{name}.json")
 
     def read_json(self, name: str) -> Any:
@@ -117,8 +118,19 @@ class Store:
         return self.folder / f"{name}.npz"
 
 
+def _strict(record: Any) -> Any:
+    """Numbers that JSON does not know become null."""
+    if isinstance(record, dict):
+        return {key: _strict(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_strict(value) for value in record]
+    if isinstance(record, float | np.floating) and not np.isfinite(record):
+        return None
+    return record
+
+
 def check_same(before: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
-    """Refuse to resume a run of another configuration.
+    """Refuse to go on with, or to overwrite, a run of another configuration.
 
     Raises:
         StoreError: The fields that differ, what was saved and what was asked for.
@@ -127,4 +139,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], folder: Any) -> None
     keys = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if keys:
         listed = "; ".join(f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys)
-        raise StoreError(f"{folder} holds a run with other settings ({listed})")
+        raise StoreError(
+            f"{folder} holds a run with other settings ({listed}); "
+            "choose another folder, or delete this one"
+        )

@@ -20,6 +20,8 @@ State = dict[str, Any]
 
 _MODES = {
     "train": lambda train: train,
+    "training": lambda train: train,
+    "is_training": lambda train: train,
     "deterministic": lambda train: not train,
     "use_running_average": lambda train: not train,
 }

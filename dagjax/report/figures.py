@@ -113,7 +113,7 @@ def _look(name: str) -> dict[str, Any]:
 
 
 def _dense_band(ax: Axes, record: Record) -> float:
-    dense = stats.mean_interval(record.test_metric["dense"][0])
+    dense = stats.t_interval(record.test_metric["dense"][0])
     ax.axhline(dense.mean, color=color("dense"), linewidth=1.2, zorder=3)
     if math.isfinite(dense.low):
         ax.axhspan(dense.low, dense.high, color="#000000", alpha=0.1, linewidth=0)
@@ -122,7 +122,7 @@ def _dense_band(ax: Axes, record: Record) -> float:
 
 def _arm(ax: Axes, record: Record, name: str, factor: float) -> list[float]:
     """Draw one arm; returns its means."""
-    intervals = [stats.mean_interval(x) for x in record.test_metric[name]]
+    intervals = [stats.t_interval(x) for x in record.test_metric[name]]
     mean, low, high = np.asarray(intervals).T
     x = 100 * factor * np.asarray(record.densities)
     look, top = _look(name), name == "ticket"

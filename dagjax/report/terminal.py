@@ -69,6 +69,6 @@ def print_result(console: Console, result: Any, folder: Path) -> None:
     for row in result.record.rows():
         table.add_row(*cells(row))
     console.print(table)
-    console.print("mean ± half of the 95 percent interval over seeds", style="dim")
+    console.print("mean ± half of the 95 percent t interval over seeds", style="dim")
     console.print(f"\n{result.verdict()}", highlight=False)
     console.print(f"{result.seconds:.0f} s; figures, masks and arrays in {folder}")

@@ -286,10 +286,16 @@ def test_resuming_another_run_is_refused(folder, field, value):
 def test_without_resume_a_run_starts_anew(folder):
     before = finished(folder)
     with pytest.raises(Killed):
-        lottery(folder, steps=2, on_round=killed_after(2))
+        lottery(folder, on_round=killed_after(2))
     assert sorted(finished(folder)) == ["ticket-0", "ticket-1"]
     assert finished(folder)["ticket-0"] > before["ticket-0"]
-    assert Store(folder).read_json("run")["settings"]["steps"] == 2
+
+
+def test_a_run_of_other_settings_is_not_overwritten(folder):
+    before = finished(folder)
+    with pytest.raises(StoreError, match=r"other settings \(steps: 4 -> 2\).*delete"):
+        lottery(folder, steps=2)
+    assert finished(folder) == before
 
 
 def test_a_round_that_cannot_be_read_is_named(folder):

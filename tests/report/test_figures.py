@@ -36,9 +36,9 @@ def test_accuracy_draws_the_intervals(record):
     ax = figures.accuracy(record).axes[0]
     bars = [np.array(c.get_segments()) for c in ax.collections]
     assert len(bars) == 1 + len(CONTROLS)
-    ticket = [stats.mean_interval(x) for x in record.test_metric["ticket"]]
+    ticket = [stats.t_interval(x) for x in record.test_metric["ticket"]]
     np.testing.assert_allclose(bars[0][:, :, 1], [x[1:] for x in ticket])
-    low, high = stats.mean_interval(record.test_metric["dense"][0])[1:]
+    low, high = stats.t_interval(record.test_metric["dense"][0])[1:]
     (band,) = [p for p in ax.patches if p.get_alpha() == 0.1]
     assert (band.get_y(), band.get_height()) == pytest.approx((low, high - low))
 
