@@ -64,7 +64,7 @@ class Lottery:
     seed0: int = 0
     """Number of the first seed."""
     out: Path | None = None
-    """Run folder; by default runs/NET-DATA-PRUNE."""
+    """Run folder; by default runs/NET-DATA-PRUNE and what is not the default."""
     resume: bool = False
     """Go on with what lies in the run folder."""
 
@@ -145,7 +145,7 @@ def run_lottery(options: Lottery) -> None:
     console = Console()
     data = load_data(options.data)
     net = load_net(options.net, data)
-    out = options.out or Path("runs") / _slug(options.net, options.data, options.prune)
+    out = options.out or Path("runs") / run_name(options)
     with warnings.catch_warnings(), Follower(console) as follower:
         warnings.showwarning = lambda message, *_: console.print(f"note: {message}")
         result = api.lottery(
@@ -293,6 +293,22 @@ def _factory(name: str) -> Any:
         ) from error
     finally:
         sys.path.pop(0)
+
+
+def run_name(options: Lottery) -> str:
+    """A folder for these options: net, data, prune, and what is not the default.
+
+    Example:
+        >>> run_name(Lottery(steps=300))
+        'lenet-300-100-digits-weights-steps300'
+    """
+    apart = ("net", "data", "prune", "device", "controls", "out", "resume")
+    changed = [
+        f"{field.name}{getattr(options, field.name)}"
+        for field in dataclasses.fields(options)
+        if field.name not in apart and getattr(options, field.name) != field.default
+    ]
+    return "-".join([_slug(options.net, options.data, options.prune), *changed])
 
 
 def _listed(names: str) -> list[str]:
