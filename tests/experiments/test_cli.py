@@ -103,7 +103,9 @@ def test_a_run_of_regression(folder, capsys):
     told = capsys.readouterr()
     assert "negative_error" in told.out.replace("\n", "")
     assert "warning" not in told.out
-    assert "run.json" in files(folder / "runs" / "own_net-line-own_net-lines-weights")
+    [run] = (folder / "runs").iterdir()
+    assert run.name.startswith("own_net-line-own_net-lines-weights-")
+    assert "run.json" in files(run)
 
 
 # --- refusals ---------------------------------------------------------------------
