@@ -21,6 +21,8 @@ from dagjax.graph import zoo as zoo
 from dagjax.graph.combine import GraphBuilder as GraphBuilder
 from dagjax.graph.combine import block as block
 from dagjax.graph.combine import concat as concat
+from dagjax.graph.combine import gated as gated
+from dagjax.graph.combine import merge as merge
 from dagjax.graph.combine import parallel as parallel
 from dagjax.graph.combine import product as product
 from dagjax.graph.combine import residual as residual
@@ -38,7 +40,11 @@ from dagjax.graph.factors import inverse as inverse
 from dagjax.graph.factors import parallel_sweep as parallel_sweep
 from dagjax.graph.functions import flatten as flatten
 from dagjax.graph.functions import identity as identity
+from dagjax.graph.merges import Attention as Attention
 from dagjax.graph.merges import Concat as Concat
+from dagjax.graph.merges import Experts as Experts
+from dagjax.graph.merges import Max as Max
+from dagjax.graph.merges import Mean as Mean
 from dagjax.graph.merges import Product as Product
 from dagjax.graph.rewrite import delete as delete
 from dagjax.graph.rewrite import insert as insert

@@ -10,6 +10,8 @@ import re
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+import jax
+
 from dagjax.graph.functions import as_function, identity
 from dagjax.graph.merges import Concat, Merge, Product
 from dagjax.graph.topology import Arc, Graph, GraphError
@@ -79,7 +81,7 @@ def concat(*fs: Any, axis: int = -1, name: str | None = None) -> Graph:
         axis: The axis, counted with the batch axis.
         name: A prefix of the arcs' names.
     """
-    return _merged(fs, Concat(axis), name)
+    return merge(Concat(axis), *fs, name=name)
 
 
 def product(*fs: Any, name: str | None = None) -> Graph:
@@ -89,7 +91,50 @@ def product(*fs: Any, name: str | None = None) -> Graph:
         *fs: Modules, functions or graphs that give one shape.
         name: A prefix of the arcs' names.
     """
-    return _merged(fs, Product(), name)
+    return merge(Product(), *fs, name=name)
+
+
+def gated(
+    value: Any, gate: Any, activation: Any = jax.nn.sigmoid, *, name: str | None = None
+) -> Graph:
+    """A gated unit, `value(x) * activation(gate(x))` (Dauphin et al. 2017; GLU).
+
+    Args:
+        value: What passes the gate.
+        gate: What opens it; with the gate's arc switched off the value passes whole.
+        activation: `jax.nn.sigmoid`, `nn.silu` (SwiGLU), ...
+        name: A prefix of the arcs' names.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> [arc.name for arc in gated(nn.Dense(3), nn.Dense(3), nn.silu).arcs]
+        ['Dense', 'gate']
+    """
+    return product(value, block(gate, activation, name="gate"), name=name)
+
+
+def merge(how: Merge, *fs: Any, name: str | None = None) -> Graph:
+    """Side by side on one input, read through a merge: part i writes port i.
+
+    Args:
+        how: `Concat()`, `Product()`, `Max()`, `Mean()`, `Attention()`, `Experts()`, or
+            any frozen function of a tuple of ports.
+        *fs: Modules, functions or graphs.
+        name: A prefix of the arcs' names.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn
+        >>> head = merge(dj.Attention(), *(nn.Dense(8, name=n) for n in "qkv"))
+        >>> head.arcs
+        (Arc('k': in -> out[1], Dense(8)), Arc('q': in -> out[0], Dense(8)),
+         Arc('v': in -> out[2], Dense(8)))
+    """
+    parts = [_open(part, single=True) for part in _parts(fs)]
+    wires = _Wires(parts[0])
+    for i, part in enumerate(parts):
+        wires.add(i, part, "in", "out", port=i)
+    wires.merges["out"] = how
+    return wires.graph(name)
 
 
 def residual(f: Any, shortcut: Any = None, *, name: str | None = None) -> Graph:
@@ -196,15 +241,6 @@ class _Wires:
         merges = {called[node]: merge for node, merge in self.merges.items()}
         spaces = {node: space for node, space in self.spaces.items() if space}
         return Graph(arcs, "in", "out", merges, spaces)
-
-
-def _merged(fs: Iterable[Any], merge: Merge, name: str | None) -> Graph:
-    parts = [_open(part, single=True) for part in _parts(fs)]
-    wires = _Wires(parts[0])
-    for i, part in enumerate(parts):
-        wires.add(i, part, "in", "out", port=i)
-    wires.merges["out"] = merge
-    return wires.graph(name)
 
 
 def _parts(fs: Iterable[Any]) -> list[Graph]:

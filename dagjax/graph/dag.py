@@ -299,9 +299,15 @@ def _shape_at(graph: Graph, node: str, values: Values) -> Any:
     try:
         return jax.eval_shape(functools.partial(read, graph, node), values[node])
     except Exception as error:
-        names = ", ".join(arc.name for arc in graph.arcs_into(node))
+        arcs = graph.arcs_into(node)
+        shapes = [_shape(values[node][arc.port].value) for arc in arcs]
+        given = ", ".join(
+            f"{arc.name} delivers {shape} to port {arc.port}"
+            for arc, shape in zip(arcs, shapes, strict=True)
+        )
         raise GraphError(
-            f"node {node!r} cannot merge what {names} deliver: {error}"
+            f"{graph.merge_of.get(node)!r} cannot merge at node {node!r}: {given}; "
+            f"{error}"
         ) from error
 
 
