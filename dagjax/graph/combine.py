@@ -6,6 +6,7 @@ A part has one input and one output. Nodes are named by position (`in`, `n1`, ..
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -193,10 +194,16 @@ class GraphBuilder:
         return node
 
     def arc(
-        self, name: str, source: str, target: str, fn: Any, port: int | None = None
+        self,
+        name: str,
+        source: str,
+        target: str,
+        fn: Any,
+        port: int | None = None,
+        tied: str | None = None,
     ) -> str:
         """Add an arc; returns the name of its target."""
-        self._arcs.append(Arc(name, source, target, fn, port))
+        self._arcs.append(Arc(name, source, target, fn, port, tied))
         return target
 
     def build(self, outputs: str | Iterable[str]) -> Graph:
@@ -208,7 +215,7 @@ class _Wires:
     """Arcs between nodes that are not named yet."""
 
     def __init__(self, first: Graph):
-        self.arcs: list[tuple[Arc, _Node, _Node, int | None]] = []
+        self.arcs: list[tuple[int, Arc]] = []  # with the number of its part
         self.merges: dict[_Node, Merge] = {}
         self.spaces = {"in": first.space_of.get(first.inputs[0])}
 
@@ -221,26 +228,34 @@ class _Wires:
         at = lambda node: place.get(node, (i, node))
         for arc in part.arcs:
             last = port if arc.target == end and port is not None else arc.port
-            self.arcs.append((arc, at(arc.source), at(arc.target), last))
+            ends: Any = {"source": at(arc.source), "target": at(arc.target)}
+            self.arcs.append((i, dataclasses.replace(arc, port=last, **ends)))
         self.merges |= {at(node): merge for node, merge in part.merges}
 
     def graph(self, name: str | None) -> Graph:
         """Name nodes by position and arcs uniquely."""
-        nodes = dict.fromkeys(n for _, s, t, _ in self.arcs for n in (s, t))
+        nodes = dict.fromkeys(n for _, a in self.arcs for n in (a.source, a.target))
         inner = [node for node in nodes if node not in ("in", "out")]
-        called = {"in": "in", "out": "out"}
+        called: dict[_Node, str] = {"in": "in", "out": "out"}
         called |= {node: f"n{i}" for i, node in enumerate(inner, 1)}
-        prefix = f"{name}/" if name else ""
-        names = _unique([prefix + arc.name for arc, *_ in self.arcs])
+        names = self._names(f"{name}/" if name else "")
         arcs = [
-            Arc(unique, called[source], called[target], arc.fn, port)
-            for unique, (arc, source, target, port) in zip(
-                names, self.arcs, strict=True
+            Arc(
+                names[i, arc.name], called[arc.source], called[arc.target], arc.fn,
+                arc.port, None if arc.tied is None else names[i, arc.tied],
             )
-        ]
+            for i, arc in self.arcs
+        ]  # fmt: skip
         merges = {called[node]: merge for node, merge in self.merges.items()}
         spaces = {node: space for node, space in self.spaces.items() if space}
         return Graph(arcs, "in", "out", merges, spaces)
+
+    def _names(self, prefix: str) -> dict[tuple[int, str], str]:
+        """Unique names of arcs, and of what they are tied to within their part."""
+        old = [(i, arc.name) for i, arc in self.arcs]
+        old += [(i, arc.tied) for i, arc in self.arcs if arc.tied is not None]
+        old = list(dict.fromkeys(old))
+        return dict(zip(old, _unique(prefix + n for _, n in old), strict=True))
 
 
 def _parts(fs: Iterable[Any]) -> list[Graph]:

@@ -36,7 +36,7 @@ class DAG:
 
     Args:
         graph: Nodes and arcs.
-        params: `{arc: parameters}`.
+        params: `{arc: parameters}`; tied arcs have one entry under their common name.
         state: `{arc: {collection: variables}}`.
 
     Example:
@@ -104,7 +104,7 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     """Initialize every arc from the shapes of an example batch.
 
     Arc `a` draws from `fold_in(key, hash of the name a)`, so an arc that is deleted or
-    inserted leaves the others' initial values alone.
+    inserted leaves the others' initial values alone. Tied arcs are initialized once.
 
     Args:
         key: A typed key.
@@ -128,7 +128,7 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     for arc in graph.arcs:
         x = _shape_at(graph, arc.source, values)
         with _noted(arc, x):
-            own, held = arc.fn.init(jax.random.fold_in(key, stream(arc)), x)
+            own, held = _first(key, arc, x, params, state)
             y, _ = jax.eval_shape(
                 functools.partial(arc.fn.apply, train=False, key=None), own, held, x
             )
@@ -137,8 +137,8 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
         values[arc.target] = jax.eval_shape(
             functools.partial(deliver, graph, arc), old, y
         )
-        params |= {arc.name: own} if jax.tree.leaves(own) else {}
-        state |= {arc.name: held} if jax.tree.leaves(held) else {}
+        params |= {arc.params_name: own} if jax.tree.leaves(own) else {}
+        state |= {arc.params_name: held} if jax.tree.leaves(held) else {}
     for node in graph.outputs:
         _shape_at(graph, node, values)
     batch = specs[0].shape[:1]
@@ -211,13 +211,13 @@ def sweep(
     """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values."""
     new, kept = dict(values), state
     for arc in arcs:
-        own, held = params.get(arc.name, {}), state.get(arc.name, {})
+        own, held = params.get(arc.params_name, {}), state.get(arc.params_name, {})
         random = None if key is None else jax.random.fold_in(key, stream(arc))
         x = read(graph, arc.source, values[arc.source])
         with _noted(arc, x):
             y, updated = arc.fn.apply(own, held, x, train=train, key=random)
         if updated is not held:
-            kept = {**kept, arc.name: updated}
+            kept = {**kept, arc.params_name: updated}
         gate = None if gates is None else gates.get(arc.name)
         new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
     return new, kept
@@ -242,6 +242,17 @@ def deliver(
     value, before = ports[arc.port]
     ports[arc.port] = Port(_add(value, y, sign), _add(before, presence, sign))
     return tuple(ports)
+
+
+def parts_of(
+    dag: DAG, arcs: Iterable[Arc]
+) -> tuple[dict[str, Params], dict[str, State]]:
+    """Parameters and state of some arcs."""
+    names = dict.fromkeys(arc.params_name for arc in arcs)
+    params, state = dag.params, dag.state
+    return {n: params[n] for n in names if n in params}, {
+        n: state[n] for n in names if n in state
+    }
 
 
 def stream(arc: Arc) -> int:
@@ -293,6 +304,16 @@ def _noted(arc: Arc, x: Any) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in {arc!r}, whose input is {_shape(x)}")
         raise
+
+
+def _first(
+    key: jax.Array, arc: Arc, x: Any, params: dict[str, Any], state: dict[str, Any]
+) -> tuple[Params, State]:
+    """Initial parameters and state, or those of an arc that it is tied to."""
+    name = arc.params_name
+    if name in params or name in state:
+        return params.get(name, {}), state.get(name, {})
+    return arc.fn.init(jax.random.fold_in(key, zlib.crc32(name.encode())), x)
 
 
 def _shape_at(graph: Graph, node: str, values: Values) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from dagjax.graph.dag import DAG, Values, sweep
+from dagjax.graph.dag import DAG, Values, parts_of, sweep
 from dagjax.graph.functions import Params, State
 from dagjax.graph.topology import Arc, Graph
 
@@ -200,10 +200,12 @@ def _factor(
     arcs: Iterable[Arc],
 ) -> Factor:
     dag.graph.select(gates or ())  # names that do not exist
+    arcs = tuple(arcs)
     names = tuple(arc.name for arc in arcs)
+    params, state = parts_of(dag, arcs)
     return Factor(
-        params={n: dag.params[n] for n in names if n in dag.params},
-        state={n: dag.state[n] for n in names if n in dag.state},
+        params=params,
+        state=state,
         gates=None if gates is None else {n: gates[n] for n in names if n in gates},
         key=key,
         graph=dag.graph,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import jax
 
-from dagjax.graph.dag import DAG
+from dagjax.graph.dag import DAG, parts_of
 from dagjax.graph.functions import Params, State
 from dagjax.graph.topology import Arc, GraphError, ancestors
 
@@ -45,11 +45,7 @@ def subnetwork(dag: DAG, arcs: str | Iterable[str]) -> DAG:
         GraphError: If there is no such arc.
     """
     kept = dag.graph.select(arcs)
-    return DAG(
-        dag.graph.replace(arcs=kept),
-        {a.name: dag.params[a.name] for a in kept if a.name in dag.params},
-        {a.name: dag.state[a.name] for a in kept if a.name in dag.state},
-    )
+    return DAG(dag.graph.replace(arcs=kept), *parts_of(dag, kept))
 
 
 def insert(
@@ -60,7 +56,7 @@ def insert(
     Args:
         dag: The network.
         arc: The arc, under a name not yet taken.
-        params: Its parameters; nothing for an arc that has none.
+        params: Its parameters; nothing for an arc that has none or is tied.
         state: Its state, likewise.
 
     Raises:
@@ -79,8 +75,8 @@ def insert(
                 f"{arc!r}: no node named {node!r}; the nodes are "
                 f"{', '.join(dag.graph.nodes)}"
             )
-    own = {arc.name: params} if jax.tree.leaves(params) else {}
-    held = {arc.name: state} if state and jax.tree.leaves(state) else {}
+    own = {arc.params_name: params} if jax.tree.leaves(params) else {}
+    held = {arc.params_name: state} if state and jax.tree.leaves(state) else {}
     graph = dag.graph.replace(arcs=(*dag.graph.arcs, arc))
     return DAG(graph, dag.params | own, dag.state | held)
 

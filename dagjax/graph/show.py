@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dagjax.graph.dag import DAG, count_params, init
 from dagjax.graph.functions import Function
-from dagjax.graph.topology import Graph, Space, count_paths
+from dagjax.graph.topology import Arc, Graph, Space, count_paths
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column
@@ -90,14 +90,18 @@ def _lines(net: Graph | DAG) -> list[tuple[str, ...]]:
             lines.append((*first, "", "", "", ""))
         for arc in arcs:
             port = "" if arc.port is None else f" [{arc.port}]"
-            count = (
-                f"{count_params(net.params.get(arc.name)):,}"
-                if isinstance(net, DAG)
-                else "?"
-            )
             head = first if arc is arcs[0] else ("", "", "")
-            lines.append((*head, arc.name + port, arc.source, count, _short(arc.fn)))
+            fn, count = _short(arc.fn), _count(net, arc)
+            lines.append((*head, arc.name + port, arc.source, count, fn))
     return lines
+
+
+def _count(net: Graph | DAG, arc: Arc) -> str:
+    if arc.tied is not None:
+        return f"={arc.tied}"
+    if isinstance(net, DAG):
+        return f"{count_params(net.params.get(arc.name)):,}"
+    return "?"
 
 
 def _short(fn: Function) -> str:

@@ -27,6 +27,8 @@ class Arc:
         target: The node it adds to.
         fn: A Flax Linen module, a function, a pair `(init, apply)` or a graph.
         port: Which port of a merge node it writes; None for a sum node.
+        tied: The name under which its parameters are found; arcs tied to one name share
+            them. None: its own name.
 
     Example:
         >>> import flax.linen as nn
@@ -39,13 +41,21 @@ class Arc:
     target: str
     fn: Any
     port: int | None = None
+    tied: str | None = None
+
+    @property
+    def params_name(self) -> str:
+        """Where `dag.params` and `dag.state` hold what is this arc's."""
+        return self.name if self.tied is None else self.tied
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_function(self.fn))
 
     def __repr__(self) -> str:
         port = "" if self.port is None else f"[{self.port}]"
-        return f"Arc({self.name!r}: {self.source} -> {self.target}{port}, {self.fn!r})"
+        tied = "" if self.tied is None else f", tied to {self.tied!r}"
+        ends = f"{self.source} -> {self.target}{port}"
+        return f"Arc({self.name!r}: {ends}, {self.fn!r}{tied})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -71,7 +72,7 @@ def _count(graph: Graph, xs: Any) -> int:
 
 def _narrow_arc(graph: Graph, arc: Arc, factor: float, last: bool) -> Arc:
     fn = _narrow_function(arc.fn, factor, last)
-    return Arc(arc.name, arc.source, arc.target, fn, arc.port)
+    return dataclasses.replace(arc, fn=fn)
 
 
 def _narrow_function(fn: Function, factor: float, last: bool) -> Function:
@@ -79,10 +80,9 @@ def _narrow_function(fn: Function, factor: float, last: bool) -> Function:
     if isinstance(fn, Nested):
         readout = [a for a in fn.fn.arcs if _has_features(a.fn)][-1:] if last else []
         arcs = [
-            Arc(a.name, a.source, a.target,
-                _narrow_function(a.fn, factor, a in readout), a.port)
+            dataclasses.replace(a, fn=_narrow_function(a.fn, factor, a in readout))
             for a in fn.fn.arcs
-        ]  # fmt: skip
+        ]
         return Nested(fn.fn.replace(arcs=arcs, spaces={}))
     if last or not _has_features(fn):
         return fn

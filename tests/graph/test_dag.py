@@ -203,3 +203,44 @@ def test_repr_counts(case):
     total = sum(leaf.size for leaf in jax.tree.leaves(case.dag.params))
     assert f"{total:,} parameters" in repr(case.dag)
     assert "levels: in -> out" in repr(case.dag)
+
+
+def recurrent(tied="cell"):
+    """One function three times in a row."""
+    dense = nn.Dense(4)
+    arcs = [
+        dj.Arc(f"step{i}", f"h{i}", f"h{i + 1}", dense, tied=tied) for i in range(3)
+    ]
+    return dj.Graph(arcs, "h0", "h3")
+
+
+def test_tied_arcs_share_one_leaf(key):
+    x = jnp.ones((2, 4))
+    dag = dj.init(key, recurrent(), x)
+    assert list(dag.params) == ["cell"]
+    own = dag.params["cell"]
+    want = x
+    for _ in range(3):
+        want = want @ own["kernel"] + own["bias"]
+    np.testing.assert_allclose(dag(x), want, rtol=1e-6)
+    assert [*dj.delete(dag, ["step0", "step1"]).params] == ["cell"]
+    assert not dj.delete(dag, ["step0", "step1", "step2"]).params
+    untied = dj.init(key, recurrent(tied=None), x)
+    assert len(untied.params) == 3
+    assert not np.allclose(untied(x), dag(x))  # mutant: weights of their own
+
+
+def test_ties_stay_within_a_part(key):
+    x = jnp.ones((2, 4))
+    twice = dj.init(key, dj.series(recurrent(), recurrent(), name="net"), x)
+    assert sorted(twice.params) == ["net/cell", "net/cell_1"]
+    assert {arc.tied for arc in twice.graph.arcs} == {"net/cell", "net/cell_1"}
+
+
+def test_shape_mismatch_of_a_merge_names_arcs_and_shapes(key):
+    graph = dj.product(nn.Dense(3, name="narrow"), nn.Dense(4, name="wide"))
+    with pytest.raises(
+        dj.GraphError, match=r"narrow delivers float32\[2, 3\]"
+    ) as error:
+        dj.init(key, graph, jnp.ones((2, 4)))
+    assert "wide delivers float32[2, 4] to port 1" in str(error.value)
