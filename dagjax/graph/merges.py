@@ -150,7 +150,9 @@ class Attention:
         scale = jnp.asarray(query.shape[-1], query.dtype) ** -0.5
         logits = jnp.einsum("...td,...sd->...ts", query * scale, key.value)
         logits = logits + _log_presence(key, logits.dtype)
-        seen = jnp.tri(*logits.shape[-2:], dtype=bool) | (not self.causal)
+        place = lambda axis: jax.lax.broadcasted_iota(int, logits.shape, axis)
+        last = logits.ndim - 1
+        seen = place(last) <= place(last - 1) if self.causal else True
         low = _lowest(logits.dtype)
         return jnp.where(jnp.logical_and(seen, _on(key)), logits, low)
 

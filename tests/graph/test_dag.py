@@ -221,7 +221,7 @@ def test_tied_arcs_share_one_leaf(key):
     own = dag.params["cell"]
     want = x
     for _ in range(3):
-        want = want @ own["kernel"] + own["bias"]
+        want = want @ own["kernel"] + own["bias"][None]
     np.testing.assert_allclose(dag(x), want, rtol=1e-6)
     assert [*dj.delete(dag, ["step0", "step1"]).params] == ["cell"]
     assert not dj.delete(dag, ["step0", "step1", "step2"]).params
