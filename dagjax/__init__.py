@@ -29,6 +29,9 @@ from dagjax.graph.combine import residual as residual
 from dagjax.graph.combine import series as series
 from dagjax.graph.convolution import matmul_conv as matmul_conv
 from dagjax.graph.convolution import scan_conv as scan_conv
+from dagjax.graph.counts import count_paths as count_paths
+from dagjax.graph.counts import count_subgraphs as count_subgraphs
+from dagjax.graph.counts import subgraphs as subgraphs
 from dagjax.graph.dag import DAG as DAG
 from dagjax.graph.dag import gates as gates
 from dagjax.graph.dag import init as init
@@ -54,7 +57,6 @@ from dagjax.graph.show import show as show
 from dagjax.graph.topology import Arc as Arc
 from dagjax.graph.topology import Graph as Graph
 from dagjax.graph.topology import GraphError as GraphError
-from dagjax.graph.topology import count_paths as count_paths
 from dagjax.graph.topology import live_arcs as live_arcs
 from dagjax.graph.width import narrow as narrow
 from dagjax.graph.width import narrow_to as narrow_to

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dagjax.graph.counts import count_paths
 from dagjax.graph.dag import DAG, count_params, init
 from dagjax.graph.functions import Function
-from dagjax.graph.topology import Arc, Graph, Space, count_paths
+from dagjax.graph.topology import Arc, Graph, Space
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column

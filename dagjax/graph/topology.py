@@ -206,23 +206,6 @@ class Graph:
         )
 
 
-def count_paths(graph: Graph) -> int:
-    """The number of paths from inputs to outputs, `sum ((I - A)^-1)_ts`.
-
-    A is the matrix of arc counts; Python integers, so nothing overflows.
-
-    Example:
-        >>> diamond = [Arc(n, s, t, abs) for n, s, t in
-        ...            [("a", "x", "h"), ("b", "x", "h"), ("c", "h", "y")]]
-        >>> count_paths(Graph(diamond, "x", "y"))
-        2
-    """
-    paths = dict.fromkeys(graph.nodes, 0) | dict.fromkeys(graph.inputs, 1)
-    for arc in graph.arcs:
-        paths[arc.target] += paths[arc.source]
-    return sum(paths[node] for node in graph.outputs)
-
-
 def live_arcs(graph: Graph, gates: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """Arcs on some path from an input to an output along arcs that are switched on.
 
