@@ -27,6 +27,8 @@ from dagjax.graph.combine import parallel as parallel
 from dagjax.graph.combine import product as product
 from dagjax.graph.combine import residual as residual
 from dagjax.graph.combine import series as series
+from dagjax.graph.contributions import Contributions as Contributions
+from dagjax.graph.contributions import contributions as contributions
 from dagjax.graph.convolution import matmul_conv as matmul_conv
 from dagjax.graph.convolution import scan_conv as scan_conv
 from dagjax.graph.counts import count_paths as count_paths
@@ -41,8 +43,15 @@ from dagjax.graph.factors import elementary as elementary
 from dagjax.graph.factors import factors as factors
 from dagjax.graph.factors import inverse as inverse
 from dagjax.graph.factors import parallel_sweep as parallel_sweep
+from dagjax.graph.freeze import freeze as freeze
 from dagjax.graph.functions import flatten as flatten
 from dagjax.graph.functions import identity as identity
+from dagjax.graph.interactions import interactions as interactions
+from dagjax.graph.interactions import shapley as shapley
+from dagjax.graph.linearize import KinkWarning as KinkWarning
+from dagjax.graph.linearize import Linearization as Linearization
+from dagjax.graph.linearize import linearize as linearize
+from dagjax.graph.matrix import BlockMatrix as BlockMatrix
 from dagjax.graph.merges import Attention as Attention
 from dagjax.graph.merges import Concat as Concat
 from dagjax.graph.merges import Experts as Experts
@@ -54,6 +63,7 @@ from dagjax.graph.rewrite import insert as insert
 from dagjax.graph.rewrite import node_functions as node_functions
 from dagjax.graph.rewrite import subnetwork as subnetwork
 from dagjax.graph.show import show as show
+from dagjax.graph.subnetworks import all_subnetworks as all_subnetworks
 from dagjax.graph.topology import Arc as Arc
 from dagjax.graph.topology import Graph as Graph
 from dagjax.graph.topology import GraphError as GraphError

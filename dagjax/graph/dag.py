@@ -207,9 +207,13 @@ def sweep(
     train: bool = False,
     key: jax.Array | None = None,
     sign: int = 1,
+    onto: Values | None = None,
 ) -> tuple[Values, dict[str, State]]:
-    """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values."""
-    new, kept = dict(values), state
+    """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values.
+
+    `onto` is what they add to, where it is not `z` itself.
+    """
+    new, kept = dict(values if onto is None else onto), state
     for arc in arcs:
         own, held = params.get(arc.params_name, {}), state.get(arc.params_name, {})
         random = None if key is None else jax.random.fold_in(key, stream(arc))

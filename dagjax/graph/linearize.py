@@ -1,0 +1,403 @@
+"""The factors at a point: honest lower-triangular matrices.
+
+At a point the arcs are affine, `f(u) = G u + c`, and with N the matrix of the G
+
+    h = (I - N)^-1 b' = L_n ... L_1 b',    L_l = I + N_l,    b' = b + c
+
+(value: G holds the nonlinear parts at the point; jacobian: G is the derivative). It is
+a product of matrices, so any bracketing will do, determinants are 1 and the inverse
+subtracts. An independent reconstruction from the abstract of arXiv:2306.09707.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from dagjax.graph.dag import DAG, Values, inject, read, sweep
+from dagjax.graph.freeze import freeze, kinks
+from dagjax.graph.matrix import BlockMatrix, Vector, product
+from dagjax.graph.topology import Arc, GraphError
+
+Tangent = dict[str, Any]  # {node: value}, None where values are integers
+_ENTRIES = 2**27  # of dense blocks: 512 MiB in single precision
+
+
+class KinkWarning(UserWarning):
+    """The point lies where two linear pieces of a function meet."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["dag", "values", "b", "gates"],
+    meta_fields=["kind"],
+)
+@dataclasses.dataclass(frozen=True)
+class Linearization:
+    """A network at a point as a product of unit lower-triangular matrices.
+
+    A pytree. `push` and `pull` multiply by the product and by its transpose without a
+    matrix (one jvp or vjp an arc); `matrices()` holds the factors' blocks densely.
+
+    Args:
+        dag: The network.
+        values: `h`, the values of all nodes at the point.
+        b: The injection with the arcs' constants: `h = L_n ... L_1 b`.
+        gates: `{arc: gate}` or None.
+        kind: "value" or "jacobian".
+    """
+
+    dag: DAG
+    values: Values
+    b: Tangent
+    gates: dict[str, Any] | None
+    kind: Literal["value", "jacobian"]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def factor(self, level: int, z: Tangent) -> Tangent:
+        """`L_l z` without the matrix."""
+        flow = self._flow(self.dag.graph.at_level[level], z)
+        return z | jax.tree.map(jnp.add, {v: z[v] for v in flow}, flow)
+
+    @jax.jit
+    def push(self, z: Tangent) -> Tangent:
+        """`L_n ... L_1 z`, forward mode.
+
+        Args:
+            z: `{node: value}`, shaped like `values`.
+        """
+        for level in range(1, self.dag.graph.depth + 1):
+            z = self.factor(level, z)
+        return z
+
+    @jax.jit
+    def pull(self, z: Tangent) -> Tangent:
+        """`L_1^T ... L_n^T z`, reverse mode.
+
+        Args:
+            z: `{node: value}`, a cotangent.
+        """
+        for level in reversed(range(1, self.dag.graph.depth + 1)):
+            z = self._pull_level(level, z)
+        return z
+
+    @jax.jit
+    def inverse(self, z: Tangent) -> Tangent:
+        """`(I - N) z`, which is `L_1^-1 ... L_n^-1 z`."""
+        flow = self._flow(self.dag.graph.arcs, z)
+        return z | jax.tree.map(jnp.subtract, {v: z[v] for v in flow}, flow)
+
+    @functools.partial(jax.jit, static_argnames=("output", "input"))
+    def jacobian(self, output: str | None = None, input: str | None = None) -> Any:  # noqa: A002
+        """The block of the product from one node to what another one shows.
+
+        Args:
+            output: A node; None: the network's output.
+            input: A node that is a sum; None: the network's input.
+
+        Returns:
+            `[*shape of the output, *shape of the input]`, as `jax.jacobian`.
+        """
+        output, start = self.output_node(output), self._input_node(input)
+        y, seen = self.shown(output), self.values[start]
+        zeros = self._zeros()
+        forth = lambda t: self.read(output, self.push(zeros | {start: t}))
+        back = lambda c: self.pull(zeros | {output: self._read_back(output, c)})[start]
+        if y.size < seen.size:
+            rows = jax.vmap(back)(_basis(y))
+            return rows.reshape(*y.shape, *seen.shape)
+        columns = jax.vmap(forth, out_axes=-1)(_basis(seen))
+        return columns.reshape(*y.shape, *seen.shape)
+
+    @jax.jit
+    def matrices(self) -> tuple[BlockMatrix, ...]:
+        """The factors `L_1, ..., L_n` with dense blocks, one matrix each.
+
+        Of a batch every example is a part of the point: give one example, or vmap.
+
+        Raises:
+            ValueError: If the blocks would take more than 512 MiB.
+        """
+        self._check_size()
+        sizes = tuple((node, v.size) for node, v in self.vector(self.values).items())
+        make = lambda arcs: BlockMatrix(self._blocks(arcs), sizes)
+        return tuple(make(arcs) for arcs in self.dag.graph.at_level[1:])
+
+    def product(self) -> BlockMatrix:
+        """`L_n ... L_1 = (I - N)^-1`, dense: the sum over all paths."""
+        return product(self.matrices())
+
+    def vector(self, z: Tangent) -> Vector:
+        """A state as the vectors that the matrices multiply: `{node: [dimension]}`.
+
+        A merge node's vector holds the values and presences of its ports.
+        """
+        return {node: _flat(z[node]) for node in self.dag.graph.nodes}
+
+    @functools.partial(jax.jit, static_argnames="ord")
+    def path_norms(self, ord: Any = 2) -> BlockMatrix:  # noqa: A002
+        """`Lambda = (I - |N|)^-1`, |N| the norms of the arcs at the point.
+
+        Its entry `(v, u)` sums over all paths from u to v the products of the norms of
+        their arcs' matrices, a bound on how much of a change at u reaches v.
+
+        Args:
+            ord: As of `jnp.linalg.norm`.
+        """
+        ones = tuple((node, 1) for node in self.dag.graph.nodes)
+        norm = lambda block: jnp.linalg.norm(block, ord=ord)[None, None]
+        norms = lambda arcs: {
+            (arc.target, arc.source): norm(self._blocks([arc])[arc.target, arc.source])
+            for arc in arcs
+        }
+        self._check_size()
+        return product(
+            functools.reduce(_add, [BlockMatrix(norms([arc]), ones) for arc in arcs])
+            for arcs in self.dag.graph.at_level[1:]
+        )
+
+    @jax.jit
+    def flows(self) -> dict[str, Any]:
+        """`{arc: G h_u}`, the linear part of what each arc delivers."""
+        values = _floats(self.values)
+        return {
+            arc.name: self._flow([arc], values)[arc.target]
+            for arc in self.dag.graph.arcs
+        }
+
+    def _flow(self, arcs: Iterable[Arc], z: Tangent) -> Tangent:
+        """`N z`, N of some arcs, by one jvp; rows that no arc leads into are absent."""
+        return jax.jvp(self._increments(arcs), (_floats(self.values),), (z,))[1]
+
+    def _pull_level(self, level: int, z: Tangent) -> Tangent:
+        increments = self._increments(self.dag.graph.at_level[level])
+        rows, pull = jax.vjp(increments, _floats(self.values))
+        (back,) = pull({node: z[node] for node in rows})
+        return jax.tree.map(jnp.add, z, back)
+
+    def _increments(self, arcs: Iterable[Arc]) -> Callable[[Tangent], Tangent]:
+        """`z -> N(z)`, differentiable in floats, with the derivative of the kind."""
+        arcs = tuple(arcs)
+        targets = dict.fromkeys(arc.target for arc in arcs)
+        zeros = jax.tree.map(jnp.zeros_like, {v: self.values[v] for v in targets})
+
+        def increments(z: Tangent) -> Tangent:
+            return _floats(
+                sweep(
+                    self.dag.graph, arcs, self.dag.params, self.dag.state,
+                    _filled(self.values, z), gates=self.gates, onto=zeros,
+                )[0]
+            )  # fmt: skip
+
+        return freeze(increments) if self.kind == "value" else increments
+
+    def _blocks(self, arcs: Iterable[Arc]) -> dict[tuple[str, str], jax.Array]:
+        """Dense blocks of the node pairs that some arcs join."""
+        pairs: dict[tuple[str, str], list[Arc]] = {}
+        for arc in arcs:
+            pairs.setdefault((arc.target, arc.source), []).append(arc)
+        return {pair: self._block(*pair, joined) for pair, joined in pairs.items()}
+
+    def _block(self, row: str, column: str, arcs: list[Arc]) -> jax.Array:
+        increments, values = self._increments(arcs), _floats(self.values)
+        f = lambda u: increments(values | {column: u})[row]
+        y, back = jax.vjp(f, values[column])
+        if _flat(y).size < _flat(values[column]).size:
+            return jax.vmap(lambda c: _flat(back(c)[0]))(_basis(y))
+        forth = lambda t: _flat(jax.jvp(f, (values[column],), (t,))[1])
+        return jax.vmap(forth, out_axes=-1)(_basis(values[column]))
+
+    def _check_size(self) -> None:
+        size = lambda node: sum(
+            leaf.size for leaf in jax.tree.leaves(self.values[node])
+        )
+        pairs = {(arc.target, arc.source) for arc in self.dag.graph.arcs}
+        entries = sum(size(row) * size(column) for row, column in pairs)
+        if entries > _ENTRIES:
+            raise ValueError(
+                f"dense blocks of this point have {entries:,} entries, up to "
+                f"{_ENTRIES:,} are made; give one example instead of a batch, or use "
+                "push, pull, jacobian and contributions, which need no matrices"
+            )
+
+    def _zeros(self) -> Tangent:
+        return jax.tree.map(jnp.zeros_like, _floats(self.values))
+
+    def floats(self) -> Tangent:
+        """The values as a tangent: None stands for integers."""
+        return _floats(self.values)
+
+    def output_node(self, output: str | None) -> str:
+        """The node asked for; None: the network's output, if it has one."""
+        return self._named(output, self.dag.graph.outputs, "output")
+
+    def _input_node(self, start: str | None) -> str:
+        start = self._named(start, self.dag.graph.inputs, "input")
+        if start in self.dag.graph.merge_of or not _is_float(self.values[start]):
+            raise GraphError(
+                f"node {start!r} holds ports or integers; nothing is differentiated "
+                "in them, name a sum node above it"
+            )
+        return start
+
+    def _named(self, node: str | None, nodes: tuple[str, ...], what: str) -> str:
+        if node is None and len(nodes) > 1:
+            raise GraphError(f"name one {what} of {', '.join(nodes)}")
+        if node is not None and node not in self.dag.graph.levels:
+            raise GraphError(
+                f"no node named {node!r}; the nodes are "
+                f"{', '.join(self.dag.graph.nodes)}"
+            )
+        return nodes[0] if node is None else node
+
+    def shown(self, node: str) -> jax.Array:
+        """The value that an arc sees at a node."""
+        return read(self.dag.graph, node, self.values[node])
+
+    def _reading(self, node: str) -> Callable[[Any], jax.Array]:
+        merge = functools.partial(read, self.dag.graph, node)
+        return freeze(merge) if self.kind == "value" else merge
+
+    def read(self, node: str, z: Tangent) -> jax.Array:
+        """What an arc sees of a tangent at a node: through its merge."""
+        return jax.jvp(self._reading(node), (self.values[node],), (z[node],))[1]
+
+    def _read_back(self, node: str, cotangent: jax.Array) -> Any:
+        return jax.vjp(self._reading(node), self.values[node])[1](cotangent)[0]
+
+    def __repr__(self) -> str:
+        return f"Linearization({self.kind} of {self.dag!r})"
+
+
+def linearize(
+    dag: DAG,
+    *xs: Any,
+    kind: Literal["value", "jacobian"] = "value",
+    gates: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-6,
+) -> Linearization:
+    """The network at a point as a product of lower-triangular matrices.
+
+    "value": rectifiers are 0 or 1 (un-rectified), softmax weights, normalizing factors
+    and smooth gates are numbers, other smooth activations secants: the product times
+    the constants is the value. "jacobian": every arc's derivative: the product is the
+    derivative of the network. For piecewise linear arcs both are the same.
+
+    Args:
+        dag: The network, in inference mode.
+        *xs: One array `[B, ...]` for each input node; the batch is one point.
+        kind: Which matrices.
+        gates: `{arc: gate}`; 1 where not named.
+        tolerance: Relative distance from a kink below which a warning names the node
+            (not under jit, where values are not known); 0: no check.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.residual(dj.series(nn.Dense(3), nn.relu))
+        >>> x = jnp.array([[1.0, -2.0, 3.0]])
+        >>> dag = dj.init(jax.random.key(0), graph, x)
+        >>> lin = dj.linearize(dag, x)
+        >>> L1, L2 = lin.matrices()
+        >>> h = (L2 @ L1)(lin.vector(lin.b))
+        >>> bool(jnp.allclose(h["out"], dag(x)[0], atol=1e-5))
+        True
+    """
+    if kind not in ("value", "jacobian"):
+        raise ValueError(f"kind {kind!r}: expected 'value' or 'jacobian'")
+    dag.graph.select(gates or ())
+    point = _point(dag, xs, None if gates is None else dict(gates), kind)
+    if tolerance and not _traced(point):
+        _warn_of_kinks(point, tolerance)
+    return point
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _point(
+    dag: DAG, xs: Any, gates: Any, kind: Literal["value", "jacobian"]
+) -> Linearization:
+    values = inject(dag, *xs)
+    for arcs in dag.graph.at_level[1:]:
+        values, _ = sweep(dag.graph, arcs, dag.params, dag.state, values, gates=gates)
+    point = Linearization(dag, values, {}, gates, kind)
+    return dataclasses.replace(point, b=point.inverse(_floats(values)))
+
+
+def _warn_of_kinks(point: Linearization, tolerance: float) -> None:
+    for name, near in _near_kinks(point, tolerance).items():
+        if near:
+            arc = point.dag.graph.by_name[name]
+            warnings.warn(
+                f"the value of node {arc.source!r} lies within {tolerance:g} of a kink "
+                f"of {arc!r}: the matrices are those of one of the linear pieces that "
+                "meet there; move the point a little",
+                KinkWarning,
+                stacklevel=3,
+            )
+
+
+@jax.jit
+def _near_kinks(point: Linearization, tolerance: Any) -> dict[str, jax.Array]:
+    """Arcs with a difference that is nearly 0 and has a slope: its sign turns."""
+    values = _floats(point.values)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+    direction = jax.tree.map(draw, values)
+    exact, found = dataclasses.replace(point, kind="jacobian"), {}
+    for arc in point.dag.graph.arcs:
+        meet = kinks(exact._increments([arc]))
+        signs = lambda z, meet=meet: [kink.difference for kink in meet(z)]
+        pairs = zip(*jax.jvp(signs, (values,), (direction,)), strict=True)
+        close = [
+            jnp.any((abs(d) <= tolerance * jnp.max(abs(d), initial=0)) & (slope != 0))
+            for d, slope in pairs
+        ]
+        found[arc.name] = jnp.any(jnp.array([False, *close]))
+    return found
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _floats(z: Values) -> Tangent:
+    """What can be differentiated; None stands for integers."""
+    return jax.tree.map(lambda leaf: leaf if _is_float(leaf) else None, z)
+
+
+def _filled(values: Values, z: Tangent) -> Values:
+    """A tangent-shaped state with its integers."""
+    pick = lambda new, old: old if new is None else new
+    return jax.tree.map(pick, z, values, is_leaf=lambda leaf: leaf is None)
+
+
+def _flat(z: Any) -> jax.Array:
+    """The vector of a node's value; empty for integers."""
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(z) if _is_float(leaf)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+
+def _basis(z: Any) -> Any:
+    """All unit vectors of a node's space along a new first axis."""
+    flat, back = jax.flatten_util.ravel_pytree(z)
+    return jax.vmap(back)(jnp.eye(flat.size, dtype=flat.dtype))
+
+
+def _add(left: BlockMatrix, right: BlockMatrix) -> BlockMatrix:
+    """`I + A + B`, of arcs into one level."""
+    total = dict(left.blocks)
+    for place, block in right.blocks.items():
+        total[place] = total[place] + block if place in total else block
+    return BlockMatrix(total, left.nodes)
