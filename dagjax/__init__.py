@@ -18,6 +18,9 @@ from dagjax.experiments.train import TrainConfig as TrainConfig
 from dagjax.experiments.train import Trained as Trained
 from dagjax.experiments.train import make_train as make_train
 from dagjax.graph import zoo as zoo
+from dagjax.graph.bracketing import path_gap as path_gap
+from dagjax.graph.bracketing import path_sum as path_sum
+from dagjax.graph.bracketing import transfer as transfer
 from dagjax.graph.combine import GraphBuilder as GraphBuilder
 from dagjax.graph.combine import block as block
 from dagjax.graph.combine import concat as concat

@@ -196,6 +196,16 @@ def start(
     return values
 
 
+def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
+    """Zero at every node, the inputs too; a graph that `init` has seen knows shapes.
+
+    Args:
+        graph: The graph of a network.
+        batch: `(B,)`.
+    """
+    return {node: _empty(graph, node, batch, set()) for node in graph.nodes}
+
+
 def sweep(
     graph: Graph,
     arcs: Iterable[Arc],

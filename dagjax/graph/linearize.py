@@ -250,14 +250,14 @@ class Linearization:
         return start
 
     def _named(self, node: str | None, nodes: tuple[str, ...], what: str) -> str:
-        if node is None and len(nodes) > 1:
+        if node is None and len(nodes) != 1:
             raise GraphError(f"name one {what} of {', '.join(nodes)}")
         if node is not None and node not in self.dag.graph.levels:
             raise GraphError(
                 f"no node named {node!r}; the nodes are "
                 f"{', '.join(self.dag.graph.nodes)}"
             )
-        return nodes[0] if node is None else node
+        return next(iter(nodes)) if node is None else node
 
     def shown(self, node: str) -> jax.Array:
         """The value that an arc sees at a node."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Concat:
     """
 
     axis: int = -1
+    additive: ClassVar[bool] = True  # the value of a sum is the sum of values
 
     def __call__(self, ports: tuple[Port, ...]) -> jax.Array:
         """`[value_1, ..., value_k]` along the axis."""
