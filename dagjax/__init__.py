@@ -30,6 +30,8 @@ from dagjax.graph.combine import parallel as parallel
 from dagjax.graph.combine import product as product
 from dagjax.graph.combine import residual as residual
 from dagjax.graph.combine import series as series
+from dagjax.graph.contract import contract as contract
+from dagjax.graph.contract import split as split
 from dagjax.graph.contributions import Contributions as Contributions
 from dagjax.graph.contributions import contributions as contributions
 from dagjax.graph.convolution import matmul_conv as matmul_conv
@@ -64,6 +66,7 @@ from dagjax.graph.merges import Product as Product
 from dagjax.graph.rewrite import delete as delete
 from dagjax.graph.rewrite import insert as insert
 from dagjax.graph.rewrite import node_functions as node_functions
+from dagjax.graph.rewrite import relevel as relevel
 from dagjax.graph.rewrite import subnetwork as subnetwork
 from dagjax.graph.show import show as show
 from dagjax.graph.subnetworks import all_subnetworks as all_subnetworks
@@ -73,6 +76,7 @@ from dagjax.graph.topology import GraphError as GraphError
 from dagjax.graph.topology import live_arcs as live_arcs
 from dagjax.graph.width import narrow as narrow
 from dagjax.graph.width import narrow_to as narrow_to
+from dagjax.report.drawing import draw as draw
 from dagjax.sparsity import masks as masks
 from dagjax.sparsity import pruners as pruners
 from dagjax.sparsity import scores as scores

@@ -384,6 +384,12 @@ def _values_only(values: Values) -> Values:
     }
 
 
+def merged_space(graph: Graph, node: str) -> Space:
+    """The space of what a merge node shows."""
+    shown = lambda: read(graph, node, _empty(graph, node, (1,), set()))
+    return _space(jax.eval_shape(shown), (1,))
+
+
 def _space(value: Any, batch: tuple[int, ...]) -> Space:
     batched = bool(batch) and value.shape[:1] == batch
     return Space(value.shape[1:] if batched else value.shape, str(value.dtype), batched)

@@ -1,14 +1,15 @@
-"""Change the structure: delete, insert, keep a part, cut off above a level."""
+"""Change the structure: delete, insert, keep a part, other levels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import jax
 
 from dagjax.graph.dag import DAG, parts_of
 from dagjax.graph.functions import Params, State
-from dagjax.graph.topology import Arc, GraphError, ancestors
+from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 
 def delete(dag: DAG, arcs: str | Iterable[str]) -> DAG:
@@ -117,5 +118,60 @@ def _up_to(dag: DAG, node: str) -> DAG:
         outputs=node,
         merges={n: m for n, m in dag.graph.merges if n in nodes},
         spaces={n: s for n, s in dag.graph.spaces if n in nodes},
+        ranks={n: r for n, r in dag.graph.ranks if n in nodes},
     )
     return part.replace(graph=graph)
+
+
+def relevel(
+    dag: DAG, levels: Literal["earliest", "latest"] | Mapping[str, int] = "earliest"
+) -> DAG:
+    """The same network with other levels, hence other factors.
+
+    Every ranking in which each arc goes up gives valid factors; the levels of a graph
+    are the least one. "latest" puts each node right below its first reader.
+
+    Args:
+        dag: The network.
+        levels: A name, or `{node: level}`; nodes not named are put as low as can be.
+
+    Raises:
+        GraphError: If a level is not above those of the node's arcs, or an input's
+            is not 0.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> wide = dj.parallel(dj.series(nn.relu, nn.relu, nn.relu), nn.Dense(3))
+        >>> graph = dj.series(wide, nn.relu)
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 3)))
+        >>> dj.relevel(dag, {"n2": 2, "out": 7}).graph.levels
+        {'in': 0, 'n1': 1, 'n2': 2, 'n3': 3, 'out': 7}
+    """
+    ranks = {} if levels == "earliest" else levels
+    ranks = latest(dag.graph) if ranks == "latest" else dict(ranks)  # pyright: ignore[reportArgumentType]
+    for node, level in ranks.items():
+        if node not in dag.graph.levels:
+            raise GraphError(
+                f"no node named {node!r}; the nodes are {', '.join(dag.graph.nodes)}"
+            )
+        if level < 0 or (node in dag.graph.inputs and level):
+            raise GraphError(
+                f"level {level} of {node!r}: inputs are at 0, others above"
+            )
+    graph = dag.graph.replace(ranks=ranks)
+    for arc in graph.arcs:
+        asked, found = ranks.get(arc.target), graph.levels[arc.target]
+        if asked is not None and asked < found:
+            raise GraphError(
+                f"level {asked} of {arc.target!r}: {arc!r} comes from level "
+                f"{graph.levels[arc.source]}; give it level {found} or more"
+            )
+    return dag.replace(graph=graph)
+
+
+def latest(graph: Graph) -> dict[str, int]:
+    """The largest ranking of the same depth (ALAP)."""
+    levels = dict.fromkeys(graph.nodes, graph.depth)
+    for arc in reversed(graph.arcs):
+        levels[arc.source] = min(levels[arc.source], levels[arc.target] - 1)
+    return levels | dict.fromkeys(graph.inputs, 0)

@@ -82,6 +82,7 @@ class Graph:
         merges: `{node: merge}` for nodes that are not sums.
         spaces: `{node: Space}` (a tuple of them for a merge node), what is known of the
             values' shapes; `init` fills it in.
+        ranks: `{node: level}`, levels that nodes have at least (see `dagjax.relevel`).
 
     Raises:
         GraphError: A cycle (it is printed), two arcs of one name, an unreachable
@@ -99,6 +100,7 @@ class Graph:
     outputs: tuple[str, ...]
     merges: tuple[tuple[str, Merge], ...] = ()
     spaces: tuple[tuple[str, Any], ...] = ()
+    ranks: tuple[tuple[str, int], ...] = ()
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class Graph:
         outputs: str | Iterable[str],
         merges: Mapping[str, Merge] | Iterable[tuple[str, Merge]] = (),
         spaces: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        ranks: Mapping[str, int] | Iterable[tuple[str, int]] = (),
     ) -> None:
         put = functools.partial(object.__setattr__, self)
         put("arcs", tuple(arcs))
@@ -114,6 +117,7 @@ class Graph:
         put("outputs", _names(outputs))
         put("merges", tuple(sorted(dict(merges).items())))
         put("spaces", tuple(sorted(dict(spaces).items())))
+        put("ranks", tuple(sorted(dict(ranks).items())))
         put("levels", _levels(self))
         order = sorted(
             self.arcs, key=lambda a: (self.levels[a.target], natural(a.name))
@@ -121,7 +125,7 @@ class Graph:
         put("arcs", tuple(order))
         _validate(self)
         fields = (self.arcs, self.inputs, self.outputs, self.merges, self.spaces)
-        put("_hash", hash(fields))
+        put("_hash", hash((*fields, self.ranks)))
 
     levels: dict[str, int] = dataclasses.field(init=False, repr=False, compare=False)
     _hash: int = dataclasses.field(init=False, repr=False, compare=False)
@@ -182,7 +186,7 @@ class Graph:
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with other fields."""
-        names = ("arcs", "inputs", "outputs", "merges", "spaces")
+        names = ("arcs", "inputs", "outputs", "merges", "spaces", "ranks")
         return Graph(**({name: getattr(self, name) for name in names} | changes))
 
     def select(self, names: Iterable[str]) -> tuple[Arc, ...]:
@@ -252,7 +256,11 @@ def _names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _levels(graph: Graph) -> dict[str, int]:
-    """Largest number of hops, by repeated removal of nodes without waiting in-arcs."""
+    """Largest number of hops, by repeated removal of nodes without waiting in-arcs.
+
+    A node with a rank waits for that level at least.
+    """
+    ranks = dict(graph.ranks)
     out: dict[str, list[str]] = {}
     waiting: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     waiting |= dict.fromkeys(graph.space_of, 0)
@@ -260,11 +268,12 @@ def _levels(graph: Graph) -> dict[str, int]:
         out.setdefault(arc.source, []).append(arc.target)
         waiting[arc.target] = waiting.get(arc.target, 0) + 1
         waiting.setdefault(arc.source, 0)
-    levels = {node: 0 for node, count in waiting.items() if count == 0}
+    levels = {n: ranks.get(n, 0) for n, count in waiting.items() if count == 0}
     ready = list(levels)
     for node in ready:
         for target in out.get(node, ()):
-            levels[target] = max(levels.get(target, 0), levels[node] + 1)
+            least = ranks.get(target, 0)
+            levels[target] = max(levels.get(target, least), levels[node] + 1)
             waiting[target] -= 1
             if not waiting[target]:
                 ready.append(target)

@@ -198,3 +198,53 @@ def test_node_functions_after_deletion():
     functions = dj.node_functions(less, less.graph.depth)
     np.testing.assert_array_equal(functions["n1"](*case.xs), np.zeros((2, 8)))
     np.testing.assert_array_equal(functions["out"](*case.xs), less(*case.xs))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "inception", "dense_block", "noisy"])
+def test_relevel_changes_factors_only(name):
+    case = nets.zoo(name)
+    b = case.injection()
+    want = dj.compose(dj.factors(case.dag))(b)
+    for levels in ("latest", {"out": 40} if name != "dense_block" else {"x3": 7}):
+        dag = dj.relevel(case.dag, levels)
+        got = dj.compose(dj.factors(dag))(b)
+        assert nets.distance(got, want) <= 1e-5
+        assert nets.distance(dag(*case.xs), case.dag(*case.xs)) <= 1e-5
+        back = dj.inverse(dj.factors(dag))(got)
+        assert nets.distance(back, b, scale=got) <= 1e-5
+        assert dj.relevel(dag).graph == case.dag.graph
+
+
+@given(plan=nets.plans())
+def test_relevel_random(plan):
+    with nets.precision("float64"):
+        case = plan.case("float64")
+        dag = dj.relevel(case.dag, "latest")
+        levels = dag.graph.levels
+        assert dag.graph.depth == case.dag.graph.depth
+        assert all(levels[n] >= low for n, low in case.dag.graph.levels.items())
+        assert all(levels[a.target] > levels[a.source] for a in dag.graph.arcs)
+        b = case.injection()
+        want = dj.compose(dj.factors(case.dag))(b)
+        assert nets.distance(dj.compose(dj.factors(dag))(b), want) <= 1e-12
+
+
+def test_relevel_latest_is_the_largest():
+    side = dj.Arc("side", "in", "late", jnp.tanh)
+    chain = [
+        dj.Arc(f"c{i}", f"n{i}" if i else "in", f"n{i + 1}", jnp.tanh) for i in range(3)
+    ]
+    graph = dj.Graph([*chain, side, dj.Arc("up", "late", "n3", jnp.tanh)], "in", "n3")
+    dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 2)))
+    assert dag.graph.levels["late"] == 1
+    assert dj.relevel(dag, "latest").graph.levels["late"] == 2
+
+
+def test_relevel_errors():
+    case = nets.zoo("mlp")
+    with pytest.raises(dj.GraphError, match=r"level 1 of 'n2': Arc.*from level 1"):
+        dj.relevel(case.dag, {"n2": 1})
+    with pytest.raises(dj.GraphError, match="no node named 'n9'"):
+        dj.relevel(case.dag, {"n9": 1})
+    with pytest.raises(dj.GraphError, match="inputs are at 0"):
+        dj.relevel(case.dag, {"in": 1})

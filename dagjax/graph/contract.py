@@ -1,0 +1,223 @@
+"""Coarser and finer: a part of a graph as one arc, and back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from dagjax.graph.dag import DAG, Nested, merged_space, parts_of
+from dagjax.graph.functions import identity
+from dagjax.graph.topology import Arc, Graph, GraphError
+
+
+def contract(
+    dag: DAG, arcs: str | Iterable[str] | None = None, name: str | None = None
+) -> DAG:
+    """Put a part of the network into one arc; its value does not change.
+
+    Gates then switch the part as a whole, and fewer levels are left. In train mode
+    random layers inside draw other numbers, since an arc's stream follows its name.
+
+    Args:
+        dag: The network.
+        arcs: The arcs of the part: from one node, to one node, with no other way in or
+            out between. None: every chain, until only nodes are left that branch,
+            merge, or end.
+        name: Of the new arc; None: what the names have in common.
+
+    Raises:
+        GraphError: If the arcs are no such part; the message names the node.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> branch = dj.series(nn.relu, nn.Dense(3), name="branch")
+        >>> dag = dj.init(jax.random.key(0), dj.residual(branch), jnp.ones((1, 3)))
+        >>> dj.contract(dag, ["branch/relu", "branch/Dense"]).graph.arcs
+        (Arc('branch': in -> out, relu > Dense(3)), Arc('skip': in -> out, identity))
+    """
+    if arcs is None:
+        for chain in _chains(dag.graph):
+            dag = contract(dag, chain)
+        return dag
+    inside = dag.graph.select(arcs)
+    source, target = _ends(dag.graph, inside)
+    _check_ties(dag.graph, inside)
+    rest = [arc for arc in dag.graph.arcs if arc not in inside]
+    port, merges = _merge_at(dag.graph, inside, target)
+    part = _part(dag.graph, inside, source, target, merges)
+    whole = Arc(name or _common(inside, rest), source, target, Nested(part), port)
+    params, state = parts_of(dag, inside)
+    kept = parts_of(dag, rest)
+    return DAG(
+        _with_arcs(dag.graph, [*rest, whole], merges),
+        kept[0] | ({whole.name: params} if params else {}),
+        kept[1] | ({whole.name: state} if state else {}),
+    )
+
+
+def split(dag: DAG, arc: str) -> DAG:
+    """Take an arc that carries a graph (a block) apart into arcs of the network.
+
+    Args:
+        dag: The network.
+        arc: Its name; the new arcs are named `arc/inner`.
+
+    Raises:
+        GraphError: If the arc does not carry a graph, or is tied to others.
+
+    Example:
+        >>> import dagjax as dj, jax, jax.numpy as jnp
+        >>> x = jnp.ones((1, 8, 8, 1))
+        >>> dag = dj.init(jax.random.key(0), dj.zoo.resnet(8), x)
+        >>> [a.name for a in dj.split(dag, "stem").graph.arcs[:2]]
+        ['stem/Conv', 'stem/BatchNorm']
+    """
+    (whole,) = dag.graph.select([arc])
+    if not isinstance(whole.fn, Nested):
+        raise GraphError(f"{whole!r} carries no graph; there is nothing to split")
+    if whole.tied is not None:
+        raise GraphError(f"{whole!r} shares its parameters; split arcs of their own")
+    graph, inner = dag.graph, whole.fn.fn
+    # Several arcs into one port, or a merge inside: they need a node of their own.
+    end = inner.outputs[0]
+    plain = end not in inner.merge_of
+    ends_here = plain and (whole.port is None or len(inner.arcs_into(end)) == 1)
+    called = {n: f"{arc}/{n}" for n in inner.nodes} | {inner.inputs[0]: whole.source}
+    called |= {end: whole.target} if ends_here else {}
+    arcs = [_outer(a, called, whole, ends_here and a.target == end) for a in inner.arcs]
+    if not ends_here:
+        arcs.append(Arc(f"{arc}/pass", called[end], whole.target, identity, whole.port))
+    merges = {called[n]: m for n, m in inner.merges}
+    spaces = {called[n]: s for n, s in inner.spaces} | dict(graph.spaces)
+    rest = [a for a in graph.arcs if a.name != arc]
+    params, state = dict(dag.params), dict(dag.state)
+    opened = [
+        {f"{arc}/{n}": own for n, own in tree.pop(arc, {}).items()}
+        for tree in (params, state)
+    ]
+    graph = graph.replace(
+        arcs=[*rest, *arcs], merges=dict(graph.merges) | merges, spaces=spaces
+    )
+    return DAG(graph, params | opened[0], state | opened[1])
+
+
+def _outer(arc: Arc, called: dict[str, str], whole: Arc, last: bool) -> Arc:
+    tied = None if arc.tied is None else f"{whole.name}/{arc.tied}"
+    port = whole.port if last else arc.port
+    ends = called[arc.source], called[arc.target]
+    return Arc(f"{whole.name}/{arc.name}", *ends, arc.fn, port, tied)
+
+
+def _chains(graph: Graph) -> list[list[str]]:
+    """Runs of two and more arcs whose inner nodes have one in-arc and one out-arc."""
+    out: dict[str, list[Arc]] = {}
+    for arc in graph.arcs:
+        out.setdefault(arc.source, []).append(arc)
+    single = lambda node: (
+        len(graph.arcs_into(node)) == len(out.get(node, ())) == 1
+        and node not in (*graph.inputs, *graph.outputs)
+        and node not in graph.merge_of
+    )
+    chains = []
+    for arc in graph.arcs:
+        if single(arc.source) or not single(arc.target):
+            continue
+        chain = [arc]
+        while single(chain[-1].target):
+            chain += out[chain[-1].target]
+        if all(a.tied is None for a in chain):
+            chains.append([a.name for a in chain])
+    return chains
+
+
+def _ends(graph: Graph, inside: tuple[Arc, ...]) -> tuple[str, str]:
+    """The node where a part begins and the node where it ends."""
+    if not inside:
+        raise GraphError("no arcs to contract")
+    targets = dict.fromkeys(arc.target for arc in inside)
+    sources = dict.fromkeys(arc.source for arc in inside)
+    begin = [node for node in sources if node not in targets]
+    end = [node for node in targets if node not in sources]
+    for nodes, what in ((begin, "begin"), (end, "end")):
+        if len(nodes) != 1:
+            raise GraphError(
+                f"these arcs {what} at several nodes ({', '.join(nodes)}): one arc "
+                "goes from one node to one node"
+            )
+    inner = ({*targets} | {*sources}) - {begin[0], end[0]}
+    for node in [n for n in graph.nodes if n in inner]:
+        if node in graph.outputs:
+            raise GraphError(f"node {node!r} inside is an output; it must stay")
+        for arc in graph.arcs:
+            if node in (arc.source, arc.target) and arc not in inside:
+                raise GraphError(
+                    f"node {node!r} inside has {arc!r}, which is not among these arcs; "
+                    "add it, or end the part there"
+                )
+    return begin[0], end[0]
+
+
+def _check_ties(graph: Graph, inside: tuple[Arc, ...]) -> None:
+    ours = {arc.params_name for arc in inside}
+    for arc in graph.arcs:
+        if arc not in inside and arc.params_name in ours:
+            raise GraphError(f"{arc!r} shares parameters with the part; contract both")
+
+
+def _merge_at(
+    graph: Graph, inside: tuple[Arc, ...], target: str
+) -> tuple[int | None, dict[str, Any]]:
+    """The new arc's port, or the merge that goes inside with all its arcs."""
+    if target not in graph.merge_of:
+        return None, {}
+    into = graph.arcs_into(target)
+    last = [arc for arc in into if arc in inside]
+    if len(last) == len(into):
+        return None, {target: graph.merge_of[target]}
+    if len(last) == 1:
+        return last[0].port, {}
+    raise GraphError(
+        f"{', '.join(arc.name for arc in last)} write several ports of {target!r} but "
+        "not all: contract one of them, or all arcs into the node"
+    )
+
+
+def _part(
+    graph: Graph, inside: tuple[Arc, ...], source: str, target: str, merges: Any
+) -> Graph:
+    nodes = {node for arc in inside for node in (arc.source, arc.target)}
+    inner = nodes - {source, target}
+    keep = lambda pairs: {n: v for n, v in pairs if n in inner}
+    bare = target in graph.merge_of and not merges
+    arcs = [
+        Arc(a.name, a.source, a.target, a.fn, None, a.tied)
+        if bare and a.target == target
+        else a
+        for a in inside
+    ]
+    return Graph(arcs, source, target, keep(graph.merges) | merges, keep(graph.spaces))
+
+
+def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, Any]) -> Graph:
+    """The graph with these arcs and the nodes that they leave."""
+    nodes = {*graph.inputs, *graph.outputs}
+    nodes |= {node for arc in arcs for node in (arc.source, arc.target)}
+    keep = lambda pairs: {n: v for n, v in pairs if n in nodes and n not in gone}
+    spaces = keep(graph.spaces) | {
+        node: merged_space(graph, node) for node in gone if node in graph.space_of
+    }
+    return graph.replace(
+        arcs=arcs, merges=keep(graph.merges), spaces=spaces, ranks=keep(graph.ranks)
+    )
+
+
+def _common(inside: tuple[Arc, ...], rest: list[Arc]) -> str:
+    """The longest common path of the names, else the first and the last."""
+    names = [arc.name for arc in inside]
+    parts = list(zip(*(name.split("/") for name in names), strict=False))
+    same = itertools.takewhile(lambda column: len({*column}) == 1, parts)
+    shared = "/".join(column[0] for column in same)
+    if shared and shared not in {arc.name for arc in rest}:
+        return shared
+    return f"{names[0]}..{names[-1]}"
