@@ -12,12 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dagjax.graph.functions import Function, Params, State, as_function
 from dagjax.graph.merges import Port
 from dagjax.graph.topology import Arc, Graph, GraphError, Space
 
 Values = dict[str, Any]  # {node: array, or a tuple of ports}
+_MANY = 64  # equal arcs that are initialized in one call
 
 
 @functools.partial(
@@ -123,27 +126,33 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
         DAG(Graph(4 nodes, 3 arcs, 3 levels: in -> out), 266,610 parameters)
     """
     specs = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in xs]
-    params, state = {}, {}
     values = jax.eval_shape(functools.partial(start, graph), specs)
+    shapes = functools.cache(_output_shape)
+    alike: dict[Any, dict[str, Any]] = {}  # what one draw can initialize
     for arc in graph.arcs:
         x = _shape_at(graph, arc.source, values)
         with _noted(arc, x):
-            own, held = _first(key, arc, x, params, state)
-            y, _ = jax.eval_shape(
-                functools.partial(arc.fn.apply, train=False, key=None), own, held, x
-            )
+            y = shapes(arc.fn, x)
         old = values.get(arc.target)
         _check_sum(graph, arc, old, y)
-        values[arc.target] = jax.eval_shape(
-            functools.partial(deliver, graph, arc), old, y
-        )
-        params |= {arc.params_name: own} if jax.tree.leaves(own) else {}
-        state |= {arc.params_name: held} if jax.tree.leaves(held) else {}
+        values[arc.target] = _delivered(graph, arc, old, y)
+        alike.setdefault((arc.fn, x), {}).setdefault(arc.params_name, arc)
     for node in graph.outputs:
         _shape_at(graph, node, values)
+    params, state = {}, {}
+    for (fn, x), arcs in alike.items():
+        with _noted(next(iter(arcs.values())), x):
+            for name, own, held in _drawn(key, fn, x, list(arcs)):
+                params |= {name: own} if jax.tree.leaves(own) else {}
+                state |= {name: held} if jax.tree.leaves(held) else {}
+    order = dict.fromkeys(arc.params_name for arc in graph.arcs)
     batch = specs[0].shape[:1]
     spaces = jax.tree.map(lambda v: _space(v, batch), _values_only(values))
-    return DAG(graph.replace(spaces=spaces), params, state)
+    return DAG(
+        graph.replace(spaces=spaces),
+        {name: params[name] for name in order if name in params},
+        {name: state[name] for name in order if name in state},
+    )
 
 
 def gates(dag: DAG | Graph) -> dict[str, jax.Array]:
@@ -320,17 +329,45 @@ def _noted(arc: Arc, x: Any) -> Iterator[None]:
         raise
 
 
-def _first(
-    key: jax.Array, arc: Arc, x: Any, params: dict[str, Any], state: dict[str, Any]
-) -> tuple[Params, State]:
-    """Initial parameters and state, or those of an arc that it is tied to."""
-    name = arc.params_name
-    if name in params or name in state:
-        return params.get(name, {}), state.get(name, {})
-    return arc.fn.init(jax.random.fold_in(key, zlib.crc32(name.encode())), x)
+def _output_shape(fn: Function, x: Any) -> Any:
+    """The shape of what a function makes of `x`; nothing is computed."""
+
+    def run(x: Any) -> Any:
+        own, held = fn.init(jax.random.key(0), x)
+        return fn.apply(own, held, x, train=False, key=None)[0]
+
+    return jax.eval_shape(run, x)
+
+
+def _drawn(
+    key: jax.Array, fn: Function, x: Any, names: list[str]
+) -> Iterator[tuple[str, Params, State]]:
+    """Initial parameters and state of equal arcs; of very many in one call."""
+    code = lambda name: zlib.crc32(name.encode())
+    if len(names) < _MANY:
+        for name in names:
+            yield name, *fn.init(jax.random.fold_in(key, code(name)), x)
+        return
+    codes = np.array([code(name) for name in names], np.uint32)
+    draw = lambda code: fn.init(jax.random.fold_in(key, code), x)
+    drawn = jax.jit(jax.vmap(draw))(codes)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(drawn)):
+        drawn = jax.device_get(drawn)  # rows of host arrays cost nothing
+    leaves, tree = jax.tree.flatten(drawn)
+    for i, name in enumerate(names):
+        yield name, *tree.unflatten([jnp.asarray(leaf[i]) for leaf in leaves])
+
+
+def _delivered(graph: Graph, arc: Arc, old: Any, y: Any) -> Any:
+    """The shape of the target's value with `y` added."""
+    if arc.port is None:
+        return y if old is None else jax.eval_shape(jnp.add, old, y)
+    return jax.eval_shape(functools.partial(deliver, graph, arc), old, y)
 
 
 def _shape_at(graph: Graph, node: str, values: Values) -> Any:
+    if node not in graph.merge_of:
+        return values[node]
     try:
         return jax.eval_shape(functools.partial(read, graph, node), values[node])
     except Exception as error:
