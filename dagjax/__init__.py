@@ -21,6 +21,8 @@ from dagjax.graph import zoo as zoo
 from dagjax.graph.bracketing import path_gap as path_gap
 from dagjax.graph.bracketing import path_sum as path_sum
 from dagjax.graph.bracketing import transfer as transfer
+from dagjax.graph.bundle import bundle as bundle
+from dagjax.graph.bundle import unbundle as unbundle
 from dagjax.graph.combine import GraphBuilder as GraphBuilder
 from dagjax.graph.combine import block as block
 from dagjax.graph.combine import concat as concat

@@ -21,6 +21,7 @@ from jax.core import Tracer
 
 from dagjax.graph.dag import DAG
 from dagjax.graph.functions import Function, Params, State
+from dagjax.graph.merges import Concat
 from dagjax.graph.topology import Arc, Graph, GraphError, Space
 
 
@@ -76,18 +77,9 @@ class Bundle(Function):
         return f"{len(self.names)} x {self.fn!r}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Put an array into a row of a stack of zeros."""
-
-    row: int
-    rows: int
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, ...] -> [B, rows, ...]`."""
-        pads = [(0, 0)] * (x.ndim + 1)
-        pads[1] = (self.row, self.rows - self.row - 1)
-        return jnp.pad(x[:, None], pads)
+def as_row(x: jax.Array) -> jax.Array:
+    """`[B, ...] -> [B, 1, ...]`."""
+    return x[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,24 +191,43 @@ class _Stacks:
         self.tops: dict[int, _Stack] = {}  # of each kind
         self.arcs: list[Arc] = []
         ends = (*graph.inputs, *graph.outputs)
-        self.spaces = {node: graph.space_of[node] for node in ends}
+        self.spaces: dict[str, Any] = {n: graph.space_of[n] for n in ends}
+        self.merges: dict[str, Concat] = {}
 
     def laid(self) -> Graph:
         """The graph of stacks."""
         levels: list[list[str]] = [[] for _ in range(self.graph.depth + 1)]
         for node, level in self.graph.levels.items():
             levels[level].append(node)
-        for level, nodes in enumerate(levels):
+        self._ground(levels[0])
+        for level, nodes in enumerate(levels[1:], 1):
             below, self.tops = self.tops, self.tops | self._grow(level, nodes)
             self.arcs += self._bundles(level, below)
         for node in self.graph.outputs:
             top = self.tops[self.kind[node]]
             self.arcs.append(Arc(f"pick {node}", top.node, node, Pick(self.row[node])))
         graph = self.graph
-        return Graph(self.arcs, graph.inputs, graph.outputs, spaces=self.spaces)
+        ends = graph.inputs, graph.outputs
+        return Graph(self.arcs, *ends, self.merges, self.spaces)
+
+    def _ground(self, nodes: list[str]) -> None:
+        """The stacks of level 0: its nodes side by side, of which inputs are fed."""
+        for kind in dict.fromkeys(self.kind[node] for node in nodes):
+            own = [node for node in nodes if self.kind[node] == kind]
+            ground, shape = _Stack(f"stack{kind}/0", len(own)), self.shapes[kind]
+            for row, node in enumerate(own):
+                self.row[node] = row
+                if node in self.graph.inputs:
+                    self.arcs.append(
+                        Arc(f"place {node}", node, ground.node, as_row, row)
+                    )
+            one = Space((1, *shape.shape), shape.dtype)
+            self.spaces[ground.node] = (one,) * len(own)
+            self.merges[ground.node] = Concat(1)
+            self.tops[kind] = ground
 
     def _grow(self, level: int, nodes: list[str]) -> dict[int, _Stack]:
-        """New rows for the nodes of a level; inputs are put there."""
+        """New rows for the nodes of a level."""
         grown: dict[int, _Stack] = {}
         for kind in dict.fromkeys(self.kind[node] for node in nodes):
             own = [node for node in nodes if self.kind[node] == kind]
@@ -228,9 +239,6 @@ class _Stacks:
             if old.rows:
                 keep = Arc(f"{top.node}/keep", old.node, top.node, Extend(top.rows))
                 self.arcs.append(keep)
-            for node in {*own} & {*self.graph.inputs}:
-                place = Place(self.row[node], top.rows)
-                self.arcs.append(Arc(f"place {node}", node, top.node, place))
             grown[kind] = top
         return grown
 

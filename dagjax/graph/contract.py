@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from dagjax.graph.dag import DAG, Nested, merged_space, parts_of
+from dagjax.graph.dag import DAG, Nested, parts_of, shaped
 from dagjax.graph.functions import identity
 from dagjax.graph.topology import Arc, Graph, GraphError
 
@@ -49,11 +49,12 @@ def contract(
     whole = Arc(name or _common(inside, rest), source, target, Nested(part), port)
     params, state = parts_of(dag, inside)
     kept = parts_of(dag, rest)
-    return DAG(
+    coarse = DAG(
         _with_arcs(dag.graph, [*rest, whole], merges),
         kept[0] | ({whole.name: params} if params else {}),
         kept[1] | ({whole.name: state} if state else {}),
     )
+    return shaped(coarse) if merges else coarse
 
 
 def split(dag: DAG, arc: str) -> DAG:
@@ -99,7 +100,7 @@ def split(dag: DAG, arc: str) -> DAG:
     graph = graph.replace(
         arcs=[*rest, *arcs], merges=dict(graph.merges) | merges, spaces=spaces
     )
-    return DAG(graph, params | opened[0], state | opened[1])
+    return shaped(DAG(graph, params | opened[0], state | opened[1]))
 
 
 def _outer(arc: Arc, called: dict[str, str], whole: Arc, last: bool) -> Arc:
@@ -204,11 +205,11 @@ def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, Any]) -> Graph:
     nodes = {*graph.inputs, *graph.outputs}
     nodes |= {node for arc in arcs for node in (arc.source, arc.target)}
     keep = lambda pairs: {n: v for n, v in pairs if n in nodes and n not in gone}
-    spaces = keep(graph.spaces) | {
-        node: merged_space(graph, node) for node in gone if node in graph.space_of
-    }
     return graph.replace(
-        arcs=arcs, merges=keep(graph.merges), spaces=spaces, ranks=keep(graph.ranks)
+        arcs=arcs,
+        merges=keep(graph.merges),
+        spaces=keep(graph.spaces),
+        ranks=keep(graph.ranks),
     )
 
 

@@ -205,6 +205,22 @@ def start(
     return values
 
 
+def shaped(dag: DAG) -> DAG:
+    """The same network, its graph with the space of every node; nothing is computed."""
+    graph = dag.graph
+    if not all(node in graph.space_of for node in graph.inputs):
+        return dag
+
+    def values(dag: DAG) -> Values:
+        z = start(graph, [_zeros(graph, node, None, (1,)) for node in graph.inputs])
+        for arcs in graph.at_level[1:]:
+            z, _ = sweep(graph, arcs, dag.params, dag.state, z)
+        return _values_only(z)
+
+    found = jax.tree.map(lambda v: _space(v, (1,)), jax.eval_shape(values, dag))
+    return dag.replace(graph=graph.replace(spaces=found))
+
+
 def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
     """Zero at every node, the inputs too; a graph that `init` has seen knows shapes.
 
@@ -350,7 +366,7 @@ def _drawn(
         return
     codes = np.array([code(name) for name in names], np.uint32)
     draw = lambda code: fn.init(jax.random.fold_in(key, code), x)
-    drawn = jax.jit(jax.vmap(draw))(codes)
+    drawn = jax.vmap(draw)(codes)  # not jitted: the bits of one by one
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(drawn)):
         drawn = jax.device_get(drawn)  # rows of host arrays cost nothing
     leaves, tree = jax.tree.flatten(drawn)
@@ -419,12 +435,6 @@ def _values_only(values: Values) -> Values:
         node: tuple(p.value for p in v) if isinstance(v, tuple) else v
         for node, v in values.items()
     }
-
-
-def merged_space(graph: Graph, node: str) -> Space:
-    """The space of what a merge node shows."""
-    shown = lambda: read(graph, node, _empty(graph, node, (1,), set()))
-    return _space(jax.eval_shape(shown), (1,))
 
 
 def _space(value: Any, batch: tuple[int, ...]) -> Space:

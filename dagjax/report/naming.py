@@ -1,15 +1,19 @@
-"""Where the names of arcs stand in a drawing: along their curves, where it is free."""
+"""Where names stand in a drawing: in nodes, along curves where it is free."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SIZE = 6.5  # of a name, points
-_LETTER, _LINE = 0.059, 0.115  # of such text, wide and high, inches
+LINE = 0.115  # height of such text, inches
+_LETTER = 0.59 / 72  # width of a letter for each point of its size, inches
+_SMALL = 4.5  # points, the smallest text in a node
+_BESIDE = 6.0  # points, text beside a node
 _PLACES = (0.5, 0.42, 0.58, 0.34, 0.66, 0.27, 0.73)  # along the curve
 _STEEP = 60  # degrees; steeper names are hard to read
+_LEVEL = 3  # degrees; flatter names are level
 
 Point = tuple[float, float]
 
@@ -22,9 +26,53 @@ class Name(NamedTuple):
     angle: float
 
 
-def width(name: str) -> float:
-    """Of a name, inches."""
-    return _LETTER * len(name)
+class Label(NamedTuple):
+    """Text in a node, or above or below it."""
+
+    text: str
+    size: float  # points
+    shift: float  # above the center of the node, inches
+
+
+def width(name: str, size: float = SIZE) -> float:
+    """Of a text, inches."""
+    return _LETTER * size * len(name)
+
+
+def labels(node: str, merge: Any, radius: float, room: float) -> list[Label]:
+    """The name of a node and of its merge, as large as they fit.
+
+    What is too long for the node stands below it, the merge above it; what is too long
+    for its column too stands in the node without its beginning.
+
+    Args:
+        node: The name.
+        merge: What the node does with its ports; None for a sum.
+        radius: Of the node.
+        room: From column to column; 0 keeps all names in their nodes.
+
+    Example:
+        >>> [labels("attention_12", None, 0.2, room)[0].text for room in (1.0, 0.0)]
+        ['attention_12', '…ntion_12']
+    """
+    if merge is None:
+        return [_label(node, 7.0, 0.0, -1, radius, room)]
+    called = getattr(merge, "__name__", type(merge).__name__).lower()
+    return [
+        _label(node, 6.5, 0.07, -1, radius, room),
+        _label(called, 5.5, -0.07, 1, radius, room),
+    ]
+
+
+def _label(
+    text: str, size: float, shift: float, side: int, radius: float, room: float
+) -> Label:
+    most = int(1.8 * radius / (_LETTER * _SMALL))  # letters in the node
+    if len(text) > most and width(text, _BESIDE) + 0.08 < room:
+        return Label(text, _BESIDE, side * (radius + 0.09))
+    text = text if len(text) <= most else f"…{text[1 - most :]}"
+    fits = 1.8 * radius / (_LETTER * max(len(text), 1))
+    return Label(text, min(size, fits), shift)
 
 
 def place(
@@ -51,9 +99,9 @@ def place(
         half = width(name) / 2
         for spot in _spots(curve, -1 if bows[name] < 0 else 1):
             free = (
-                not _under(spot, lines, half, _LINE / 2)
-                and not _under(spot, centers, half + radius, _LINE / 2 + radius)
-                and not _under(spot, taken, half + 0.05, _LINE)
+                not _under(spot, lines, half, LINE / 2)
+                and not _under(spot, centers, half + radius, LINE / 2 + radius)
+                and not _under(spot, taken, half + 0.05, LINE)
             )
             if free:
                 names[name] = spot
@@ -71,8 +119,10 @@ def _spots(curve: np.ndarray, side: int) -> list[Name]:
             x, y = curve[min(i + 1, len(curve) - 1)] - curve[max(i - 1, 0)]
             angle = np.arctan2(y, x)
             x, y = curve[i] + sign * 0.1 * np.array([-np.sin(angle), np.cos(angle)])
-            if abs(np.degrees(angle)) <= _STEEP:
-                spots.append(Name(float(x), float(y), float(np.degrees(angle))))
+            degrees = float(np.degrees(angle))
+            if abs(degrees) <= _STEEP:
+                level = abs(degrees) < _LEVEL
+                spots.append(Name(float(x), float(y), 0.0 if level else degrees))
     return spots
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#b5b5b5"
@@ -74,13 +75,28 @@ def canvas(width: float, height: float, layout: str | None = None) -> Iterator[F
         layout: Matplotlib's layout engine.
     """
     plt = pyplot()
+    from dagjax.report.svg import Picture
+
     with plt.rc_context(_STYLE):
-        figure = plt.figure(figsize=(width, height), layout=layout)
+        size = (width, height)
+        figure = plt.figure(figsize=size, layout=layout, FigureClass=Picture)
         try:
             yield figure
             figure.draw_without_rendering()  # ticks take the style when first drawn
         finally:
             plt.close(figure)
+
+
+def diverging(middle: str) -> Colormap:
+    """From blue for negative numbers to orange for positive ones.
+
+    Args:
+        middle: The color of 0.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colors = ["#00395a", COLORS["random"], middle, COLORS["ticket"], "#7a3500"]
+    return LinearSegmentedColormap.from_list("signed", colors)
 
 
 def color(arm: str) -> str:

@@ -42,6 +42,8 @@ def test_blocks_of_a_resnet():
     for arc in case.dag.graph.arcs:
         fine = dj.split(fine, arc.name)
     assert len(fine.graph.arcs) == 30
+    h = dj.compose(dj.factors(fine))(dj.inject(fine, *case.xs))
+    assert nets.distance(h["out"], case.dag(*case.xs)) <= 1e-5
     assert error(fine, case.dag, case) <= 1e-5
     coarse = dj.contract(fine)
     assert len(coarse.graph.arcs) == len(case.dag.graph.arcs)

@@ -1,7 +1,10 @@
 """Drawings of graphs: nothing hides anything, colors say what is kept."""
 
+import io
 import itertools
+import random
 
+import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -9,15 +12,17 @@ import numpy as np
 import pytest
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
+import dagjax as dj
 from dagjax.graph import zoo
-from dagjax.graph.combine import block, concat, parallel, series
-from dagjax.graph.merges import Concat, Product
+from dagjax.graph.combine import block, concat, merge, parallel, residual, series
+from dagjax.graph.merges import Attention, Concat, Experts, Max, Mean, Product
 from dagjax.graph.topology import Arc, Graph, GraphError
 from dagjax.report.drawing import arc_shares, draw
 from dagjax.report.layout import NAMED, RADIUS, layout
 
 mpl.use("agg")
 SOLID = ("-", "solid")
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def graph_of(pairs, inputs="in", outputs="out"):
@@ -52,6 +57,30 @@ def around():
     return graph_of([*pairs, ("out", "end"), ("in", "out"), ("in", "end")], "in", "end")
 
 
+def heads():
+    """A block of a transformer whose projections are arcs."""
+    ports = lambda i: [block(abs, name=f"{port}{i}") for port in "qkv"]
+    attended = [series(merge(Attention(), *ports(i)), abs) for i in range(4)]
+    return series(residual(parallel(*attended)), residual(abs))
+
+
+def all_merges():
+    parts = [(Max(), 2), (Mean(), 2), (Experts(), 3), (Attention(), 3)]
+    return series(*(merge(how, *[abs] * count) for how, count in parts))
+
+
+def random_graph(nodes, count, seed=0):
+    """One input, one output, arcs between random nodes that are not too far apart."""
+    rng = random.Random(seed)
+    pairs = {(rng.randrange(max(0, i - 12), i), i) for i in range(1, nodes)}
+    while len(pairs) < count:
+        i, j = sorted(rng.sample(range(nodes), 2))
+        if j - i < 15 or rng.random() < 0.2:
+            pairs.add((i, j))
+    names = [(f"v{i}", f"v{j}") for i, j in sorted(pairs)]
+    return graph_of(names, "v0", f"v{nodes - 1}")
+
+
 GRAPHS = {
     "lenet": zoo.lenet_300_100(),
     "lenet5": zoo.lenet5(),
@@ -62,6 +91,9 @@ GRAPHS = {
     "skips9": all_skips(9),
     "merges": merging(),
     "inputs": two_inputs(),
+    "heads": heads(),
+    "all_merges": all_merges(),
+    "vit": zoo.vit(1, heads=12),
     "around": around(),
     "inception": series(abs, concat(abs, abs, abs), parallel(abs, abs, abs, abs)),
     "chain": graph_of([(f"n{i}", f"n{i + 1}") for i in range(20)], "n0", "n20"),
@@ -87,7 +119,7 @@ def texts(figure):
 
 
 def test_draws_every_node_and_arc_once(graph):
-    figure = draw(graph)
+    figure = draw(graph, fold=False)
     figure.canvas.draw()
     assert not plt.get_fignums()
     sums = {n for n in graph.nodes if n not in graph.merge_of}
@@ -131,7 +163,7 @@ def test_no_arc_hides_another(graph):
 
 
 def test_names_cover_nothing(graph):
-    figure = draw(graph)
+    figure = draw(graph, fold=False)
     figure.canvas.draw()
     named = [t for name, t in texts(figure).items() if name in graph.by_name]
     assert bool(named) == (len(graph.arcs) <= NAMED)
@@ -156,7 +188,12 @@ def _half(box):
 
 
 def test_nothing_is_clipped(graph):
-    figure = draw(graph, {})
+    for fold in (False, True):
+        assert_inside(draw(graph, {}, fold=fold))
+    assert_inside(draw(graph, contributions={graph.arcs[0].name: -1}, fold=True))
+
+
+def assert_inside(figure):
     figure.canvas.draw()
     for text in figure.findobj(mpl.text.Text):
         if text.get_text():
@@ -168,7 +205,9 @@ def test_nothing_is_clipped(graph):
     assert max(figure.get_size_inches()) < 20
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet20", "inputs", "merges", "skips3"])
+@pytest.mark.parametrize(
+    "name", ["lenet", "resnet20", "inputs", "merges", "skips3", "heads", "vit"]
+)
 def test_small_graphs_name_every_arc(name):
     assert set(layout(GRAPHS[name]).names) == set(GRAPHS[name].by_name)
 
@@ -195,6 +234,81 @@ def test_kept_shares_are_colors():
     assert len(figure.axes) == 2
 
 
+def test_gates_beyond_one_have_a_longer_scale():
+    figure = draw(GRAPHS["lenet"], {"fc1": 3.0, "fc2": jnp.zeros(())})
+    arrows = patches(figure, FancyArrowPatch)
+    assert arrows["fc1"].get_linewidth() > arrows["fc3"].get_linewidth()
+    assert arrows["fc2"].get_linestyle() not in SOLID
+    bar = figure.axes[1]
+    assert bar.get_xlabel() == "gate"
+    assert [t.get_text() for t in bar.get_xticklabels()] == ["0", "1", "3"]
+    signed = draw(GRAPHS["lenet"], {"fc1": -2.0, "fc2": 0.0}).axes[1]
+    assert [t.get_text() for t in signed.get_xticklabels()] == ["-2", "0", "2"]
+
+
+def test_contributions_are_signed():
+    given = {"fc1": np.float32(-2), "fc2": 1}
+    figure = draw(GRAPHS["lenet"], contributions=given)
+    arrows = patches(figure, FancyArrowPatch)
+    (r1, _, b1, _), (r2, _, b2, _), (r3, g3, b3, _) = (
+        arrows[name].get_edgecolor() for name in ("fc1", "fc2", "fc3")
+    )
+    assert b1 > r1  # negative
+    assert r2 > b2  # positive
+    assert r3 == g3 == b3  # not known
+    assert arrows["fc1"].get_linewidth() > arrows["fc2"].get_linewidth()
+    assert all(arrow.get_linestyle() in SOLID for arrow in arrows.values())
+    assert figure.axes[1].get_xlabel() == "contribution"
+
+
+def test_contributions_of_gated_arcs():
+    given = dict.fromkeys(("fc1", "fc2", "fc3"), 0.0)
+    figure = draw(GRAPHS["lenet"], {"fc2": 0}, contributions=given)
+    arrows = patches(figure, FancyArrowPatch)
+    dashed = [n for n, arrow in arrows.items() if arrow.get_linestyle() not in SOLID]
+    assert dashed == ["fc2"]
+
+
+def test_repeats_are_folded_where_there_are_many_arcs():
+    resnet56, resnet20 = GRAPHS["resnet56"], GRAPHS["resnet20"]
+    figure = draw(resnet56)
+    assert len(patches(figure, FancyArrowPatch)) == 12
+    assert [t for t in texts(figure) if t.startswith(TIMES)] == [
+        f"{TIMES} 9",
+        f"{TIMES} 8",
+    ]
+    for graph in (resnet56, resnet20):
+        for whole in (draw(graph, {}), draw(graph, fold=False)):
+            assert set(patches(whole, FancyArrowPatch)) == set(graph.by_name)
+    assert len(patches(draw(resnet20), FancyArrowPatch)) == 20
+    assert len(patches(draw(resnet20, fold=True), FancyArrowPatch)) == 12
+
+
+def test_brackets_lie_under_everything():
+    figure = draw(zoo.vit(12), fold=True)
+    figure.canvas.draw()
+    (line,) = figure.axes[0].lines
+    low = line.get_window_extent().y1
+    arrows = patches(figure, FancyArrowPatch).values()
+    assert all(arrow.get_window_extent().y0 > low for arrow in arrows)
+    others = [text for name, text in texts(figure).items() if name[0] != TIMES]
+    assert all(text.get_window_extent().y0 > low for text in others)
+
+
+def test_folded_arcs_show_the_mean_of_their_copies():
+    graph = GRAPHS["resnet56"]
+    branches = [f"block{i}/branch" for i in range(1, 10)]
+    arrow = lambda gates: patches(draw(graph, gates, fold=True), FancyArrowPatch)[
+        "block1/branch"
+    ]
+    some = arrow(dict.fromkeys(branches[:3], 0.0))
+    assert some.get_linewidth() == pytest.approx(1.0 + 1.2 * 6 / 9)
+    assert some.get_linestyle() in SOLID
+    assert arrow(dict.fromkeys(branches, 0.0)).get_linestyle() not in SOLID
+    cancel = arrow({name: (i - 4) / 4 for i, name in enumerate(branches)})
+    assert cancel.get_linestyle() in SOLID
+
+
 def test_without_shares_there_is_no_colorbar():
     figure = draw(GRAPHS["lenet"])
     assert len(figure.axes) == 1
@@ -212,6 +326,57 @@ def test_long_names_stand_beside_the_node():
     assert text.get_position()[1] < -RADIUS
 
 
+def test_long_names_are_inside_the_picture():
+    arcs = [Arc("b", "attention_output_12", "attention_output_13", abs)]
+    assert_inside(draw(Graph(arcs, "attention_output_12", "attention_output_13")))
+    many = [(f"block{i:03d}/residual", f"block{i + 1:03d}/residual") for i in range(50)]
+    figure = draw(graph_of(many, many[0][0], many[-1][1]), fold=False)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in texts(figure).values()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_svg_has_text_as_text_and_is_the_same_each_time():
+    def svg():
+        file = io.StringIO()
+        figure = draw(GRAPHS["resnet20"], {"stem": 0})
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
+
+    one = svg()
+    assert ">block1/branch</text>" in one
+    assert 'id="block1/branch"' in one
+    assert len(one) < 60_000
+    assert svg() == one
+
+
+def test_takes_a_network():
+    graph = dj.series(dj.flatten, abs)
+    dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 2, 2)))
+    assert set(patches(dj.draw(dag), FancyArrowPatch)) == {"flatten", "abs"}
+
+
+def test_large_graphs_are_drawn_quickly():
+    graph = random_graph(250, 500)
+    figure = draw(graph)
+    assert set(patches(figure, FancyArrowPatch)) == set(graph.by_name)
+    assert set(texts(figure)) == set(graph.nodes)
+
+
+def test_deep_graphs_are_zoomed_out():
+    chain = graph_of(itertools.pairwise(f"n{i}" for i in range(200)), "n0", "n199")
+    figure = draw(chain, fold=False)
+    assert max(figure.get_size_inches()) == pytest.approx(40)
+    assert_inside_width(figure)
+
+
+def assert_inside_width(figure):
+    figure.canvas.draw()
+    ends = [texts(figure)[name].get_window_extent() for name in ("n0", "n199")]
+    assert ends[0].x0 >= 0
+    assert ends[1].x1 <= figure.bbox.x1
+
+
 def test_names_are_never_formulas():
     figure = draw(Graph([Arc("a$b", "x$", "y_$1$", abs)], "x$", "y_$1$"))
     figure.canvas.draw()
@@ -227,12 +392,20 @@ def test_drawing_is_a_function_of_the_graph():
     np.testing.assert_equal(one._asdict(), two._asdict())
 
 
-def test_refuses_unknown_arcs_and_bad_shares():
+@pytest.mark.parametrize("what", ["gates", "contributions"])
+def test_refuses_unknown_arcs_and_what_is_no_number(what):
+    graph = GRAPHS["lenet"]
     with pytest.raises(GraphError, match="no arc named 'nope'"):
-        draw(GRAPHS["lenet"], {"nope": 1.0})
-    for bad in (1.5, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="fc1"):
-            draw(GRAPHS["lenet"], {"fc1": bad})
+        draw(graph, **{what: {"nope": 1.0}})
+    for bad, said in {
+        "nan": "finite number", "inf": "finite number", "x": "is 'x'", None: "nan",
+    }.items():  # fmt: skip
+        value = float(bad) if bad in ("nan", "inf") else bad
+        with pytest.raises(ValueError, match=said) as caught:
+            draw(graph, **{what: {"fc1": value}})
+        assert f"{what}['fc1']" in str(caught.value)
+    with pytest.raises(ValueError, match=r"'fc1'\] is an array \[3\]"):
+        draw(graph, **{what: {"fc1": jnp.ones(3)}})
 
 
 def test_shares_count_what_is_prunable():
