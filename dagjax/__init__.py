@@ -79,6 +79,7 @@ from dagjax.graph.topology import live_arcs as live_arcs
 from dagjax.graph.width import narrow as narrow
 from dagjax.graph.width import narrow_to as narrow_to
 from dagjax.report.drawing import draw as draw
+from dagjax.report.matrices import draw_matrices as draw_matrices
 from dagjax.sparsity import masks as masks
 from dagjax.sparsity import pruners as pruners
 from dagjax.sparsity import scores as scores

@@ -23,56 +23,29 @@ def series_of(*widths):
     return dj.series(*blocks)
 
 
-def dense_block(k=4, readout=False):
-    """Every node reads all before it; perhaps one more node reads them all."""
-    b = dj.GraphBuilder()
-    b.input("x0")
-    for i, j in itertools.combinations(range(k + 1), 2):
-        b.arc(f"x{i}_x{j}", f"x{i}", f"x{j}", nn.Dense(3))
-    if not readout:
-        return b.build(f"x{k}")
-    b.merge("y", dj.Concat())
-    for i in range(k + 1):
-        b.arc(f"x{i}_y", f"x{i}", "y", dj.identity, port=i)
-    return b.build("y")
-
-
-def unet(depth):
-    """Down, up and skip arcs, one each a stage."""
-    b = dj.GraphBuilder()
-    down = [b.input("x0")]
-    for i in range(depth):
-        down.append(b.arc(f"down{i + 1}", down[-1], f"x{i + 1}", nn.Dense(3)))
-    up = down[-1]
-    for i in reversed(range(depth)):
-        b.merge(f"y{i}", dj.Concat())
-        b.arc(f"skip{i}", down[i], f"y{i}", dj.identity, port=0)
-        up = b.arc(f"up{i}", up, f"y{i}", nn.Dense(3), port=1)
-    return b.build(up)
-
-
-def inception():
-    return dj.concat(*(dj.series(nn.Dense(3), nn.relu) for _ in range(4)))
-
-
 def transformer(blocks, heads=4):
-    return series_of(*[1 + heads, 2] * blocks)
+    one = dj.zoo.transformer_block(heads, 2 * heads)
+    return dj.series(*[one] * blocks)
 
+
+inception = dj.zoo.inception_module()
 
 # graph -> nodes, arcs, levels, paths, sub-architectures
 TABLE = {
     "mlp": (series_of(1, 1, 1, 1), (5, 4, 4, 1, 1)),
     "resnet20": (dj.zoo.resnet(20), (12, 20, 11, 512, 19683)),
-    "dense block": (dense_block(), (5, 10, 4, 8, 159)),
-    "dense block, readout": (dense_block(readout=True), (6, 15, 5, 16, 3903)),
-    "unet 2": (unet(2), (5, 6, 4, 3, 7)),
-    "unet 3": (unet(3), (7, 9, 6, 4, 15)),
-    "unet 4": (unet(4), (9, 12, 8, 5, 31)),
-    "inception": (inception(), (6, 8, 2, 4, 15)),
-    "inception x2": (dj.series(inception(), inception()), (11, 16, 4, 16, 225)),
+    "dense block": (dj.zoo.dense_block(4, 3), (5, 10, 4, 8, 159)),
+    "dense block, readout": (
+        dj.zoo.dense_block(4, 3, readout=True), (6, 15, 5, 16, 3903),
+    ),
+    "unet 2": (dj.zoo.unet_core(2), (5, 6, 4, 3, 7)),
+    "unet 3": (dj.zoo.unet_core(3), (7, 9, 6, 4, 15)),
+    "unet 4": (dj.zoo.unet_core(4), (9, 12, 8, 5, 31)),
+    "inception": (inception, (6, 8, 2, 4, 15)),
+    "inception x2": (dj.series(inception, inception), (11, 16, 4, 16, 225)),
     "transformer": (transformer(1), (3, 7, 2, 10, 93)),
     "transformer x2": (transformer(2), (5, 14, 4, 100, 8649)),
-}
+}  # fmt: skip
 
 
 def counts(graph):
@@ -128,14 +101,14 @@ def test_closed_forms():
     deep = series_of(*[2] * 200)
     assert dj.count_paths(deep) == 2**200
     assert dj.count_subgraphs(deep) == 3**200
-    complete = dense_block(9)
+    complete = dj.zoo.dense_block(9, 3)
     assert dj.count_paths(complete) == 2**8
     assert dj.count_subgraphs(transformer(6, heads=12)) == (3 * (2**13 - 1)) ** 6
 
 
 def test_mutant():
     """A set that is not connected to the input is no sub-architecture."""
-    graph = dense_block(3)
+    graph = dj.zoo.dense_block(3, 3)
     assert dj.count_subgraphs(graph) == enumerated_subgraphs(graph)
     assert dj.count_subgraphs(graph) != enumerated_subgraphs(graph, needs_start=False)
 
@@ -148,4 +121,4 @@ def test_networks_count_as_their_graphs():
 
 def test_limits():
     with pytest.raises(dj.GraphError, match="count_subgraphs counts without"):
-        next(dj.subgraphs(dense_block(7)))
+        next(dj.subgraphs(dj.zoo.dense_block(7, 3)))

@@ -1,0 +1,91 @@
+"""The laws on every network of the zoo, small, in double precision.
+
+One compiled program a network: factors and their inverse (laws 1 and 2), deletion (7),
+the transfer function from the input (8), matrices at a point (9), derivatives (10),
+cuts (11), sub-networks (13), neutral elements (17).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dagjax as dj
+from dagjax.graph.topology import Space
+from tests.graph import nets, twins
+
+
+def filled(name):
+    """The network and two examples, normal or token ids."""
+    graph = twins.TWINS[name].graph
+    space = graph.space_of.get("in", Space((5, 8), "float32"))
+    rng, shape = np.random.default_rng(0), (2, *space.shape)
+    ids = space.dtype == "int32"
+    x = jnp.asarray(rng.integers(0, 11, shape) if ids else rng.normal(size=shape))
+    x = x.astype("int32" if ids else "float64")
+    dag = jax.eval_shape(lambda: dj.init(jax.random.key(0), graph, x))
+    dag = nets.fill(dag, "float64")
+    louder = lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf
+    return dag.replace(params=jax.tree.map(louder, dag.params)), x
+
+
+def all_laws(dag, x, t, off):
+    """`{law: (got, want, mutant)}`."""
+    factors, b = dj.factors(dag), dj.inject(dag, x)
+    h, y = dj.compose(factors)(b), dag(x)
+    value = dj.linearize(dag, x, tolerance=0)
+    slope = dj.linearize(dag, x, kind="jacobian", tolerance=0)
+    parts = dj.contributions(value)
+    levels = range(-1, dag.graph.levels["out"])
+    cuts = jnp.stack([parts.cut(level) for level in levels])
+    arcs_only = jnp.stack([sum(parts.arcs.values())] * len(cuts))
+    alone = dj.delete(dag, off)
+    gated = dag(x, gates={off: 0.0})
+    floats = value.floats()
+    dead = jax.tree.map(jnp.zeros_like, floats)
+    laws = {
+        "factors": (h["out"], y, dj.compose(factors[1:])(b)["out"]),
+        "inverse": (dj.inverse(factors)(h), b, dj.inverse(factors[:-1])(h)),
+        "deletion": (alone(x), gated, y),
+        "transfer": (dj.transfer(dag, "in", "out")(x), y, gated),
+        "push": (value.push(value.b), floats, value.push(dead)),
+        "cut": (cuts, jnp.stack([y] * len(cuts)), arcs_only),
+    }
+    if t is not None:
+        dy = jax.jvp(lambda x: dag(x), (x,), (t,))[1]
+        pushed = slope.read("out", slope.push(dead | {"in": t}))
+        without = jax.jvp(lambda x: alone(x), (x,), (t,))[1]
+        laws["derivative"] = (pushed, dy, without)
+    return laws
+
+
+@pytest.mark.parametrize("name", twins.TWINS)
+def test_laws(name):
+    with nets.precision("float64"):
+        dag, x = filled(name)
+        t = None if x.dtype == "int32" else jnp.cos(x)
+        off = dag.graph.arcs[len(dag.graph.arcs) // 2].name
+        found = jax.jit(all_laws, static_argnums=3)(dag, x, t, off)
+        for law, (got, want, mutant) in found.items():
+            tolerance = 1e-10 if law == "cut" else 1e-12
+            scale = (want, got, found["push"][1])
+            assert nets.distance(got, want, scale) <= tolerance, law
+            assert nets.violates(nets.distance(mutant, want, scale), "float64"), law
+
+
+@pytest.mark.parametrize("name", ["inception", "gpt", "lstm", "experts", "unet"])
+def test_subnetworks(name):
+    """Some arcs' gate vectors at once, against one by one; interactions add up."""
+    with nets.precision("float64"):
+        dag, x = filled(name)
+        arcs = [arc.name for arc in dag.graph.arcs[1::3]][:4]
+        found = dj.interactions(dag, x, arcs=arcs)
+        one = jax.jit(lambda dag, x, gates: dag(x, gates=gates))
+        for row in (0, 1, len(found.sets) - 1):
+            gates = dict(zip(arcs, found.sets[row].astype(float), strict=True))
+            within = ~(found.sets & ~found.sets[row]).any(1)
+            want = one(dag, x, gates)
+            assert nets.distance(found.deltas[within].sum(0), want) <= 1e-11
+        signs = (-1.0) ** found.sets.sum(1)
+        mutant = np.tensordot(signs, found.deltas, 1)
+        assert nets.violates(nets.distance(mutant, want), "float64")
