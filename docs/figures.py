@@ -1,7 +1,4 @@
-"""The figures of `mathematics.md`.
-
-    python docs/figures.py
-"""
+"""The figures of `mathematics.md`: `python docs/figures.py`."""
 
 from __future__ import annotations
 

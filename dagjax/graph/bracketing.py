@@ -3,8 +3,9 @@
 An array of functions is multiplied by `(A B)_vw = sum_u A_vu o B_uw`. Nested from the
 right, `L_n (L_{n-1} (... L_1))`, its entries are the functions of sub-architectures;
 from the left it is the sum over all paths of the composed arcs, as if each path were a
-network of its own. The two agree where no nonlinearity reads a sum. An independent
-reconstruction from the abstract of arXiv:2306.09707.
+network of its own (an array holds the sum of parallel arcs in one entry; with a node
+in the middle of each they stand apart). The two agree where no nonlinearity reads a
+sum. An independent reconstruction from the abstract of arXiv:2306.09707.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.dag import DAG, Values, read, sweep, zeros
-from dagjax.graph.topology import Graph, GraphError, ancestors
+from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 _PATHS = 2**16
 
@@ -51,7 +52,7 @@ class Transfer:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["dag"],
-    meta_fields=["source", "target"],
+    meta_fields=["source", "target", "apart"],
 )
 @dataclasses.dataclass(frozen=True)
 class PathSum:
@@ -60,6 +61,7 @@ class PathSum:
     dag: DAG
     source: str
     target: str
+    apart: bool = True
 
     def __call__(self, y: Any) -> jax.Array:
         """The sum over all paths from the source and from the constant node.
@@ -71,9 +73,9 @@ class PathSum:
         stacks: dict[str, list[Any]] = {node: [] for node in graph.nodes}
         stacks[self.source].append(jax.tree.map(lambda leaf: leaf[None], y))
         needed = ancestors(graph, [self.target])
-        for row, columns in _pairs(graph, needed).items():
+        for row, steps in _steps(graph, needed, self.apart).items():
             constant = nothing[row]
-            for column, arcs in columns.items():
+            for column, arcs in steps:
                 step = functools.partial(self._step, arcs, row, column, nothing)
                 bare = step(nothing[column])
                 constant = jax.tree.map(jnp.add, constant, bare)
@@ -89,7 +91,7 @@ class PathSum:
         return read(graph, self.target, total)
 
     def _step(
-        self, arcs: list[Any], row: str, column: str, nothing: Values, value: Any
+        self, arcs: list[Arc], row: str, column: str, nothing: Values, value: Any
     ) -> Any:
         """What the arcs from one node deliver at another one."""
         z, onto = nothing | {column: value}, {row: nothing[row]}
@@ -127,19 +129,21 @@ def transfer(dag: DAG, source: str, target: str) -> Transfer:
     return Transfer(dag, source, target)
 
 
-def path_sum(dag: DAG, source: str, target: str) -> PathSum:
+def path_sum(dag: DAG, source: str, target: str, *, apart: bool = True) -> PathSum:
     """The sum over all paths from one node to another of the composed arcs.
 
     `Q(y) = sum over paths of f_k o ... o f_1`, the entry of the product of the factors
     nested from the left: the network seen as an ensemble of its paths (Veit et al.
-    2016). A path is a sequence of nodes; parallel arcs are one step. Arcs are taken
-    without their constants, `f(h) - f(0)`, and a constant node has an arc to each node
-    that carries the `f(0)`, so that biases are counted once for each path they take.
+    2016). Arcs are taken without their constants, `f(h) - f(0)`, and a constant node
+    has an arc to each node that carries the `f(0)`, so that biases are counted once for
+    each path that they take.
 
     Args:
         dag: The network.
         source: Where paths begin, beside the constant node.
         target: Where they end.
+        apart: Whether parallel arcs are steps of their own, as `dj.count_paths` counts
+            them; False: they are summed in one entry, as in the product of arrays.
 
     Returns:
         A function of `y`, a pytree. All paths are evaluated, stacked along one axis.
@@ -150,8 +154,7 @@ def path_sum(dag: DAG, source: str, target: str) -> PathSum:
 
     Example:
         >>> import dagjax as dj, jax, jax.numpy as jnp
-        >>> twice = dj.series(dj.identity, dj.identity)
-        >>> graph = dj.series(dj.parallel(twice, jnp.negative), jax.nn.relu)  # of x - x
+        >>> graph = dj.series(dj.parallel(dj.identity, jnp.negative), jax.nn.relu)
         >>> x = jnp.full((1, 1), 2.0)
         >>> dag = dj.init(jax.random.key(0), graph, x)
         >>> print(dj.transfer(dag, "in", "out")(x), dj.path_sum(dag, "in", "out")(x))
@@ -166,12 +169,12 @@ def path_sum(dag: DAG, source: str, target: str) -> PathSum:
                 f"{graph.merge_of[node]!r} of several values: it is no sum over paths; "
                 "dagjax.interactions decomposes such a network"
             )
-    if (count := _count(graph, source, target)) > _PATHS:
+    if (count := _count(graph, source, target, apart)) > _PATHS:
         raise GraphError(
             f"{count:,} paths lead to {target!r}, up to {_PATHS:,} are evaluated; "
             "choose nodes nearer to each other"
         )
-    return PathSum(dag, source, target)
+    return PathSum(dag, source, target, apart)
 
 
 def path_gap(
@@ -212,23 +215,28 @@ def _batch(y: Any) -> tuple[int, ...]:
     return jax.tree.leaves(y)[0].shape[:1]
 
 
-def _pairs(graph: Graph, needed: set[str]) -> dict[str, dict[str, list[Any]]]:
-    """`{row: {column: arcs}}` of the rows needed, in level order."""
-    pairs: dict[str, dict[str, list[Any]]] = {}
+def _steps(
+    graph: Graph, needed: set[str], apart: bool
+) -> dict[str, list[tuple[str, list[Arc]]]]:
+    """`{row: [(column, arcs of one step)]}` of the rows needed, in level order."""
+    rows: dict[str, dict[Any, list[Arc]]] = {}
     for arc in graph.arcs:
         if arc.target in needed:
-            row = pairs.setdefault(arc.target, {})
-            row.setdefault(arc.source, []).append(arc)
-    return pairs
+            step = arc.name if apart else arc.source
+            rows.setdefault(arc.target, {}).setdefault(step, []).append(arc)
+    return {
+        row: [(arcs[0].source, arcs) for arcs in steps.values()]
+        for row, steps in rows.items()
+    }
 
 
 def _joined(stacks: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
 
 
-def _count(graph: Graph, source: str, target: str) -> int:
-    """Paths between pairs of nodes, from the source and from the constant node."""
+def _count(graph: Graph, source: str, target: str, apart: bool) -> int:
+    """Paths from the source and from the constant node."""
     paths = dict.fromkeys(graph.nodes, 0) | {source: 1}
-    for row, columns in _pairs(graph, {*graph.nodes}).items():
-        paths[row] += 1 + sum(paths[column] for column in columns)
+    for row, steps in _steps(graph, {*graph.nodes}, apart).items():
+        paths[row] += 1 + sum(paths[column] for column, _ in steps)
     return paths[target]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dagjax.graph.dag import DAG, Nested, parts_of, shaped
@@ -45,15 +45,16 @@ def contract(
     _check_ties(dag.graph, inside)
     rest = [arc for arc in dag.graph.arcs if arc not in inside]
     port, merges = _merge_at(dag.graph, inside, target)
-    part = _part(dag.graph, inside, source, target, merges)
-    whole = Arc(name or _common(inside, rest), source, target, Nested(part), port)
-    params, state = parts_of(dag, inside)
-    kept = parts_of(dag, rest)
-    coarse = DAG(
-        _with_arcs(dag.graph, [*rest, whole], merges),
-        kept[0] | ({whole.name: params} if params else {}),
-        kept[1] | ({whole.name: state} if state else {}),
-    )
+    name = name or _common(inside, rest)
+    short = lambda text: text.removeprefix(f"{name}/")
+    part = _part(dag.graph, inside, (source, target), merges, short)
+    whole = Arc(name, source, target, Nested(part), port)
+    new_params, new_state = parts_of(dag, rest)
+    for held, new in ((dag.params, new_params), (dag.state, new_state)):
+        own = {short(a.params_name): held[a.params_name] for a in inside
+               if a.params_name in held}  # fmt: skip
+        new |= {name: own} if own else {}
+    coarse = DAG(_with_arcs(dag.graph, [*rest, whole], merges), new_params, new_state)
     return shaped(coarse) if merges else coarse
 
 
@@ -185,19 +186,31 @@ def _merge_at(
 
 
 def _part(
-    graph: Graph, inside: tuple[Arc, ...], source: str, target: str, merges: Any
+    graph: Graph,
+    inside: tuple[Arc, ...],
+    ends: tuple[str, str],
+    merges: dict[str, Any],
+    short: Callable[[str], str],
 ) -> Graph:
-    nodes = {node for arc in inside for node in (arc.source, arc.target)}
-    inner = nodes - {source, target}
-    keep = lambda pairs: {n: v for n, v in pairs if n in inner}
-    bare = target in graph.merge_of and not merges
+    """The part as a graph from "in" to "out"."""
+    inner = dict.fromkeys(n for arc in inside for n in (arc.source, arc.target))
+    names = {node: short(node) for node in inner}
+    if len({*names.values(), "in", "out"} - {short(n) for n in ends}) < len(inner):
+        names = {node: node for node in inner}  # a name would stand for two nodes
+    names |= dict(zip(ends, ("in", "out"), strict=True))
+    bare = ends[1] in graph.merge_of and not merges
     arcs = [
-        Arc(a.name, a.source, a.target, a.fn, None, a.tied)
-        if bare and a.target == target
-        else a
+        Arc(
+            short(a.name), names[a.source], names[a.target], a.fn,
+            None if bare and a.target == ends[1] else a.port,
+            None if a.tied is None else short(a.tied),
+        )
         for a in inside
-    ]
-    return Graph(arcs, source, target, keep(graph.merges) | merges, keep(graph.spaces))
+    ]  # fmt: skip
+    known = {n: m for n, m in graph.merges if n in inner and n not in ends} | merges
+    unfed = {n for n in inner if n not in ends and not graph.arcs_into(n)}
+    spaces = {names[n]: s for n, s in graph.spaces if n in unfed}
+    return Graph(arcs, "in", "out", {names[n]: m for n, m in known.items()}, spaces)
 
 
 def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, Any]) -> Graph:
