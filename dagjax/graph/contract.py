@@ -70,10 +70,10 @@ def split(dag: DAG, arc: str) -> DAG:
 
     Example:
         >>> import dagjax as dj, jax, jax.numpy as jnp
-        >>> x = jnp.ones((1, 8, 8, 1))
-        >>> dag = dj.init(jax.random.key(0), dj.zoo.resnet(8), x)
-        >>> [a.name for a in dj.split(dag, "stem").graph.arcs[:2]]
-        ['stem/Conv', 'stem/BatchNorm']
+        >>> net = dj.zoo.mlp((8, 3), input_shape=(4,))
+        >>> dag = dj.init(jax.random.key(0), net, jnp.ones((1, 4)))
+        >>> [a.name for a in dj.split(dag, "fc2").graph.arcs]
+        ['fc1', 'fc2/relu', 'fc2/Dense']
     """
     (whole,) = dag.graph.select([arc])
     if not isinstance(whole.fn, Nested):
@@ -194,9 +194,9 @@ def _part(
 ) -> Graph:
     """The part as a graph from "in" to "out"."""
     inner = dict.fromkeys(n for arc in inside for n in (arc.source, arc.target))
-    names = {node: short(node) for node in inner}
-    if len({*names.values(), "in", "out"} - {short(n) for n in ends}) < len(inner):
-        names = {node: node for node in inner}  # a name would stand for two nodes
+    names = {node: short(node) for node in inner if node not in ends}
+    if len({*names.values(), "in", "out"}) < len(names) + 2:
+        names = {node: node for node in names}  # a name would stand for two nodes
     names |= dict(zip(ends, ("in", "out"), strict=True))
     bare = ends[1] in graph.merge_of and not merges
     arcs = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dagjax as dj
@@ -62,6 +62,7 @@ def plain_plans(draw):
     )
 
 
+@settings(max_examples=5)
 @given(plan=plain_plans())
 def test_random(plan):
     if plan is None:
@@ -81,7 +82,7 @@ def test_random(plan):
             assert nets.violates(nets.distance(mutant, small(*case.xs)), "float64")
 
 
-@pytest.mark.parametrize("name", ["dense_block", "resnet8", "noisy"])
+@pytest.mark.parametrize("name", ["dense_block", "noisy"])
 def test_zoo(name):
     case = nets.zoo(name)
     small = dj.bundle(case.dag)
@@ -94,17 +95,17 @@ def test_zoo(name):
 
 
 def test_equal_arcs_of_a_level_are_one():
-    dag, xs = made(neat(60, 20, 4), [()] * 4)
+    dag, xs = made(neat(24, 10, 4), [()] * 4)
     small = dj.bundle(dag)
     bundles = [arc for arc in small.graph.arcs if isinstance(arc.fn, Bundle)]
     assert len(bundles) == dag.graph.depth
-    assert sum(len(arc.fn.names) for arc in bundles) == 60
+    assert sum(len(arc.fn.names) for arc in bundles) == 24
     assert nets.distance(small(*xs), dag(*xs)) <= 1e-6
 
 
 def test_gradients_and_masks():
     """The gradient is that of the single arcs; a mask of weights cuts arcs."""
-    dag, xs = made(neat(40, 12, 3), [()] * 3)
+    dag, xs = made(neat(16, 8, 3), [()] * 3)
     small = dj.bundle(dag)
     loss = lambda net: lambda p: jnp.sum(net.replace(params=p)(*xs) ** 2)
     grads = jax.grad(loss(dag))(dag.params)

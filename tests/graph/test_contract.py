@@ -16,7 +16,7 @@ def mutant(dag):
     return jax.tree.map(lambda leaf: leaf * 1.1, dag)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet8", "noisy", "inception", "conv2"])
+@pytest.mark.parametrize("name", ["lenet5", "noisy", "inception"])
 def test_whole_network_and_back(name):
     """All arcs as one, split again, contracted again: always the same function."""
     case = nets.zoo(name)

@@ -116,7 +116,7 @@ def test_superposition_fails():
             assert error <= 1e-12 if linear else nets.violates(error, "float64")
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize("name", ["lenet5", "noisy", "inception", "two_streams"])
 def test_from_the_input_it_is_the_network(name):
     """With biases, batch norm, merges: a constant node carries what does not vanish."""
     case = nets.zoo(name)
@@ -154,7 +154,7 @@ def explicit_path_sum(dag, y, source, target):
     return total
 
 
-@pytest.mark.parametrize("name", ["mlp", "dense_block", "resnet8"])
+@pytest.mark.parametrize("name", ["mlp", "dense_block"])
 def test_enumerated_paths(name):
     with nets.precision("float64"):
         case = nets.zoo(name, "float64")

@@ -12,19 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import dagjax as dj
 from tests.graph import nets
 
 ONE = 1  # example: of a batch every example is a part of the point
-PIECEWISE = ("mlp", "lenet_300_100", "lenet5", "conv2", "resnet8", "dense_block")
+PIECEWISE = ("mlp", "lenet5", "dense_block")  # others: test_laws_on_the_zoo
+SUMS = ("noisy", "dense_block", "inception", "two_streams")
 
 
 def point(case, kind="value"):
     """The network at its first example; a kink would be a warning, an error here."""
     xs = tuple(x[:ONE] for x in case.xs)
     return xs, dj.linearize(case.dag, *xs, kind=kind)
+
+
+def on_host(lin):
+    """The matrices in numpy, where nothing is compiled to multiply them."""
+    return jax.device_get(lin.matrices())
 
 
 def bracketings(matrices):
@@ -71,10 +77,10 @@ def without_a_block(matrices):
 
 def check(case, dtype):
     _, lin = point(case)
-    matrices = lin.matrices()
+    matrices = on_host(lin)
     tolerance = nets.TOLERANCE[dtype]
     assert value_error(lin, matrices) <= tolerance
-    whole = lin.product()
+    whole = functools.reduce(lambda done, one: one @ done, matrices)
     n = strict_part(matrices)
     power = functools.reduce(lambda p, _: p @ n, range(len(matrices)), np.eye(len(n)))
     assert np.isfinite(n).all()
@@ -88,8 +94,8 @@ def check(case, dtype):
         assert nets.distance((matrix @ matrix.inverse()).dense(), np.eye(len(n))) < 1e-6
 
 
-SMALL = [("mlp", "float64"), ("inception", "float64"), ("dense_block", "float64")]
-SMALL += [("two_streams", "float64"), ("mlp", "float32"), ("noisy", "float32")]
+SMALL = [("mlp", "float64"), ("dense_block", "float64"), ("two_streams", "float64")]
+SMALL += [("mlp", "float32"), ("noisy", "float32")]
 
 
 @pytest.mark.parametrize(("name", "dtype"), SMALL)
@@ -98,21 +104,22 @@ def test_matrices(name, dtype):
         case = nets.zoo(name, dtype)
         check(case, dtype)
         _, lin = point(case)
-        matrices = lin.matrices()
+        matrices = on_host(lin)
         if len(matrices) > 1:
             assert nets.violates(value_error(lin, swapped(matrices)), dtype)
         assert nets.violates(value_error(lin, without_a_block(matrices)), dtype)
 
 
-@given(plan=nets.plans(max_nodes=7))
+@settings(max_examples=4)
+@given(plan=nets.plans(max_nodes=6))
 def test_random(plan):
     with nets.precision("float64"):
         check(plan.case("float64"), "float64")
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize("name", SUMS)
 def test_without_matrices(name):
-    """`push`, `pull` and the inverse multiply by the same matrices; all nets."""
+    """`push`, `pull` and the inverse multiply by the same matrices."""
     with nets.precision("float64"):
         case = nets.zoo(name, "float64")
         lin = dj.linearize(case.dag, *case.xs, tolerance=0)
@@ -136,7 +143,7 @@ def test_product_is_the_jacobian(name):
     with nets.precision("float64"):
         case = nets.zoo(name, "float64")
         xs, lin = point(case)
-        want = jax.jacobian(lambda x: case.dag(x))(*xs)
+        want = jax.jit(jax.jacobian(lambda x: case.dag(x)))(*xs)
         assert nets.distance(lin.jacobian(), want) <= 1e-12
         block = lin.matrices() if name == "mlp" else ()
         if block:
@@ -153,7 +160,7 @@ def without_biases(dag):
     return dag.replace(params=jax.tree_util.tree_map_with_path(zero, dag.params))
 
 
-@pytest.mark.parametrize("name", ["mlp", "dense_block", "lenet5"])
+@pytest.mark.parametrize("name", ["mlp", "dense_block"])
 def test_euler(name):
     """Without biases `h = J x`; with them it is not."""
     with nets.precision("float64"):

@@ -29,16 +29,16 @@ def no_arc(parts):
     return dj.Contributions(arcs, parts.nodes, parts.graph, parts.output)
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
-def test_zoo(name):
+@pytest.mark.parametrize("name", ["mlp", "noisy", "inception", "two_streams"])
+def test_nets(name):
     with nets.precision("float64"):
         case = nets.zoo(name, "float64")
         assert cut_errors(case) <= 1e-10
         assert nets.violates(cut_errors(case, change=no_arc), "float64")
 
 
-@settings(max_examples=6)
-@given(plan=nets.plans())
+@settings(max_examples=3)
+@given(plan=nets.plans(max_nodes=8))
 def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
@@ -47,7 +47,7 @@ def test_random(plan):
 
 
 def test_single_precision():
-    assert cut_errors(nets.zoo("resnet8")) <= 1e-5
+    assert cut_errors(nets.zoo("dense_block")) <= 1e-5
 
 
 def test_constants_carry_what_arcs_do_not():

@@ -14,10 +14,19 @@ import dagjax as dj
 from dagjax.graph.topology import Space
 from tests.graph import nets, twins
 
+IMAGE = {"input_shape": (8, 8, 1)}
+GRAPHS = {
+    "lenet_300_100": dj.zoo.lenet_300_100(**IMAGE),
+    "lenet5": dj.zoo.lenet5(**IMAGE),
+    "conv2": dj.zoo.conv2(**IMAGE),
+    "resnet8": dj.zoo.resnet(8, width=2, **IMAGE),
+    **{name: twin.graph for name, twin in twins.TWINS.items()},
+}
+
 
 def filled(name):
     """The network and two examples, normal or token ids."""
-    graph = twins.TWINS[name].graph
+    graph = GRAPHS[name]
     space = graph.space_of.get("in", Space((5, 8), "float32"))
     rng, shape = np.random.default_rng(0), (2, *space.shape)
     ids = space.dtype == "int32"
@@ -59,7 +68,7 @@ def all_laws(dag, x, t, off):
     return laws
 
 
-@pytest.mark.parametrize("name", twins.TWINS)
+@pytest.mark.parametrize("name", GRAPHS)
 def test_laws(name):
     with nets.precision("float64"):
         dag, x = filled(name)
