@@ -270,12 +270,18 @@ def load_net(name: str, data: Any) -> Any:
         return made() if plain else made
     if data is None:
         return by_name(name)
-    y = data.y_train
-    classes = int(y.max()) + 1 if y.dtype.kind in "iu" else int(y[0].size)
     options: dict[str, Any] = {"input_shape": data.x_train.shape[1:]}
     if jax.default_backend() == "cpu" and takes_conv(name):
         options["conv"] = scan_conv  # trains at full speed in compiled loops
-    return by_name(name, classes=classes, **options)
+    return by_name(name, classes=_outputs(data.x_train, data.y_train), **options)
+
+
+def _outputs(x: np.ndarray, y: np.ndarray) -> int:
+    """Numbers to regress, classes, or the vocabulary of inputs and next tokens."""
+    if y.dtype.kind not in "iu":
+        return int(y[0].size)
+    tokens = x.dtype.kind in "iu" and x.shape == y.shape
+    return 1 + int(max(y.max(), x.max() if tokens else 0))
 
 
 def _is_factory(name: str) -> bool:

@@ -327,12 +327,23 @@ class Nested(Function):
         return DAG(self.fn, params, state).apply(x, train=train, key=key)
 
     def __repr__(self) -> str:
-        return " > ".join(repr(arc.fn) for arc in self.fn.arcs)
+        steps = []
+        for row in self.fn.at_level[1:]:
+            step = ", ".join(repr(arc.fn) for arc in row)
+            merges = {self.fn.merge_of.get(arc.target) for arc in row} - {None}
+            step = f"({step})" if len(row) > 1 else step
+            steps.append(" ".join([step, *map(repr, merges)]))
+        return " > ".join(steps)
 
 
 @as_function.register
 def _(fn: Graph) -> Function:
-    return Nested(fn)
+    alone = len(fn.arcs) == 1 and not fn.merges and fn.arcs[0].tied is None
+    between = alone and (fn.inputs, fn.outputs) == (
+        (fn.arcs[0].source,),
+        (fn.arcs[0].target,),
+    )
+    return fn.arcs[0].fn if between else Nested(fn)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
         *xs: An example batch for each input.
 
     Raises:
-        GraphError: If no layer has a width that could be changed.
+        GraphError: If no layer has a width that could be changed, or the layers do not
+            fit any more.
 
     Example:
         >>> import dagjax as dj, jax.numpy as jnp
@@ -66,7 +67,13 @@ def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
 
 
 def _count(graph: Graph, xs: Any) -> int:
-    dag = jax.eval_shape(lambda: init(jax.random.key(0), graph, *xs))
+    try:
+        dag = jax.eval_shape(lambda: init(jax.random.key(0), graph, *xs))
+    except Exception as error:  # such as a depthwise convolution of other width
+        raise GraphError(
+            f"{graph!r} cannot be narrowed: with fewer features its layers do not fit "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from error
     return count_params(dag.params)
 
 

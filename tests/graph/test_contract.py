@@ -40,7 +40,7 @@ def test_blocks_of_a_resnet():
     case = nets.zoo("resnet8")
     fine = case.dag
     for arc in case.dag.graph.arcs:
-        fine = dj.split(fine, arc.name)
+        fine = dj.split(fine, arc.name) if isinstance(arc.fn.fn, dj.Graph) else fine
     assert len(fine.graph.arcs) == 30
     h = dj.compose(dj.factors(fine))(dj.inject(fine, *case.xs))
     assert nets.distance(h["out"], case.dag(*case.xs)) <= 1e-5

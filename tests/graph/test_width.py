@@ -76,8 +76,8 @@ def test_all_arcs_into_the_output_keep_their_width():
     graph = dj.narrow(b.build("y"), 0.5)
     found = widths(graph, jnp.ones((1, 4)))
     assert found == {
-        "['long']['block']['Dense']['kernel']": 3,
-        "['long']['block']['Dense_1']['kernel']": 3,
+        "['long']['Dense']['kernel']": 3,
+        "['long']['Dense_1']['kernel']": 3,
         "['short']['kernel']": 3,
         "['stem']['kernel']": 4,
     }
