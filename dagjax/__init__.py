@@ -43,7 +43,6 @@ from dagjax.graph.counts import count_subgraphs as count_subgraphs
 from dagjax.graph.counts import subgraphs as subgraphs
 from dagjax.graph.dag import DAG as DAG
 from dagjax.graph.dag import gates as gates
-from dagjax.graph.dag import init as init
 from dagjax.graph.dag import inject as inject
 from dagjax.graph.factors import compose as compose
 from dagjax.graph.factors import elementary as elementary
@@ -53,9 +52,10 @@ from dagjax.graph.factors import parallel_sweep as parallel_sweep
 from dagjax.graph.freeze import freeze as freeze
 from dagjax.graph.functions import flatten as flatten
 from dagjax.graph.functions import identity as identity
+from dagjax.graph.initialize import init as init
 from dagjax.graph.interactions import interactions as interactions
 from dagjax.graph.interactions import shapley as shapley
-from dagjax.graph.linearize import KinkWarning as KinkWarning
+from dagjax.graph.kink import KinkWarning as KinkWarning
 from dagjax.graph.linearize import Linearization as Linearization
 from dagjax.graph.linearize import linearize as linearize
 from dagjax.graph.matrix import BlockMatrix as BlockMatrix

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from dagjax.graph import dag as _dag
+from dagjax.graph import initialize
 from dagjax.graph.combine import as_graph
 from dagjax.graph.topology import Graph
 
@@ -28,7 +29,7 @@ class Model:
 
     def init(self, key: jax.Array, x: Any) -> tuple[Theta, Any]:
         """Initial parameters, open gates, initial state."""
-        dag = _dag.init(key, self.graph, x)
+        dag = initialize.init(key, self.graph, x)
         gates = _dag.gates(dag) if self.gated else {}
         return {"params": dag.params, "gates": gates}, dag.state
 

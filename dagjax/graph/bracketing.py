@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dagjax.graph.dag import DAG, Values, read, sweep, zeros
+from dagjax.graph.dag import DAG
+from dagjax.graph.sweep import Values, read, sweep, zeros
 from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 _PATHS = 2**16

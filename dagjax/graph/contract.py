@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dagjax.graph.dag import DAG, Nested, parts_of, shaped
+from dagjax.graph.dag import DAG, parts_of
 from dagjax.graph.functions import identity
+from dagjax.graph.initialize import shaped
+from dagjax.graph.nested import Nested
 from dagjax.graph.topology import Arc, Graph, GraphError
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 
-from dagjax.graph.dag import DAG, Values, parts_of, sweep
+from dagjax.graph.dag import DAG, parts_of
 from dagjax.graph.functions import Params, State
+from dagjax.graph.sweep import Values, sweep
 from dagjax.graph.topology import Arc, Graph
 
 

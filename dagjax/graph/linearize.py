@@ -13,27 +13,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from dagjax.graph.dag import DAG, Values, inject, read, sweep
-from dagjax.graph.freeze import freeze, kinks
+from dagjax.graph import kink
+from dagjax.graph.dag import DAG, inject
+from dagjax.graph.freeze import freeze
 from dagjax.graph.matrix import BlockMatrix, Vector, product
+from dagjax.graph.sweep import Values, read, sweep
+from dagjax.graph.tangent import Tangent, basis, filled, flat, floats, is_float
 from dagjax.graph.topology import Arc, GraphError
 
-Tangent = dict[str, Any]  # {node: value}, None where values are integers
 _ENTRIES = 2**27  # of dense blocks: 512 MiB in single precision
-
-
-class KinkWarning(UserWarning):
-    """The point lies where two linear pieces of a function meet."""
 
 
 @functools.partial(
@@ -113,9 +108,9 @@ class Linearization:
         forth = lambda t: self.read(output, self.push(zeros | {start: t}))
         back = lambda c: self.pull(zeros | {output: self._read_back(output, c)})[start]
         if y.size < seen.size:
-            rows = jax.vmap(back)(_basis(y))
+            rows = jax.vmap(back)(basis(y))
             return rows.reshape(*y.shape, *seen.shape)
-        columns = jax.vmap(forth, out_axes=-1)(_basis(seen))
+        columns = jax.vmap(forth, out_axes=-1)(basis(seen))
         return columns.reshape(*y.shape, *seen.shape)
 
     @jax.jit
@@ -141,7 +136,7 @@ class Linearization:
 
         A merge node's vector holds the values and presences of its ports.
         """
-        return {node: _flat(z[node]) for node in self.dag.graph.nodes}
+        return {node: flat(z[node]) for node in self.dag.graph.nodes}
 
     @functools.partial(jax.jit, static_argnames="ord")
     def path_norms(self, ord: Any = 2) -> BlockMatrix:  # noqa: A002
@@ -168,7 +163,7 @@ class Linearization:
     @jax.jit
     def flows(self) -> dict[str, Any]:
         """`{arc: G h_u}`, the linear part of what each arc delivers."""
-        values = _floats(self.values)
+        values = floats(self.values)
         return {
             arc.name: self._flow([arc], values)[arc.target]
             for arc in self.dag.graph.arcs
@@ -176,11 +171,11 @@ class Linearization:
 
     def _flow(self, arcs: Iterable[Arc], z: Tangent) -> Tangent:
         """`N z`, N of some arcs, by one jvp; rows that no arc leads into are absent."""
-        return jax.jvp(self._increments(arcs), (_floats(self.values),), (z,))[1]
+        return jax.jvp(self._increments(arcs), (floats(self.values),), (z,))[1]
 
     def _pull_level(self, level: int, z: Tangent) -> Tangent:
         increments = self._increments(self.dag.graph.at_level[level])
-        rows, pull = jax.vjp(increments, _floats(self.values))
+        rows, pull = jax.vjp(increments, floats(self.values))
         (back,) = pull({node: z[node] for node in rows})
         return jax.tree.map(jnp.add, z, back)
 
@@ -191,10 +186,10 @@ class Linearization:
         zeros = jax.tree.map(jnp.zeros_like, {v: self.values[v] for v in targets})
 
         def increments(z: Tangent) -> Tangent:
-            return _floats(
+            return floats(
                 sweep(
                     self.dag.graph, arcs, self.dag.params, self.dag.state,
-                    _filled(self.values, z), gates=self.gates, onto=zeros,
+                    filled(self.values, z), gates=self.gates, onto=zeros,
                 )[0]
             )  # fmt: skip
 
@@ -208,13 +203,13 @@ class Linearization:
         return {pair: self._block(*pair, joined) for pair, joined in pairs.items()}
 
     def _block(self, row: str, column: str, arcs: list[Arc]) -> jax.Array:
-        increments, values = self._increments(arcs), _floats(self.values)
+        increments, values = self._increments(arcs), floats(self.values)
         f = lambda u: increments(values | {column: u})[row]
         y, back = jax.vjp(f, values[column])
-        if _flat(y).size < _flat(values[column]).size:
-            return jax.vmap(lambda c: _flat(back(c)[0]))(_basis(y))
-        forth = lambda t: _flat(jax.jvp(f, (values[column],), (t,))[1])
-        return jax.vmap(forth, out_axes=-1)(_basis(values[column]))
+        if flat(y).size < flat(values[column]).size:
+            return jax.vmap(lambda c: flat(back(c)[0]))(basis(y))
+        forth = lambda t: flat(jax.jvp(f, (values[column],), (t,))[1])
+        return jax.vmap(forth, out_axes=-1)(basis(values[column]))
 
     def _check_size(self) -> None:
         size = lambda node: sum(
@@ -230,11 +225,11 @@ class Linearization:
             )
 
     def _zeros(self) -> Tangent:
-        return jax.tree.map(jnp.zeros_like, _floats(self.values))
+        return jax.tree.map(jnp.zeros_like, floats(self.values))
 
     def floats(self) -> Tangent:
         """The values as a tangent: None stands for integers."""
-        return _floats(self.values)
+        return floats(self.values)
 
     def output_node(self, output: str | None) -> str:
         """The node asked for; None: the network's output, if it has one."""
@@ -242,7 +237,7 @@ class Linearization:
 
     def _input_node(self, start: str | None) -> str:
         start = self._named(start, self.dag.graph.inputs, "input")
-        if start in self.dag.graph.merge_of or not _is_float(self.values[start]):
+        if start in self.dag.graph.merge_of or not is_float(self.values[start]):
             raise GraphError(
                 f"node {start!r} holds ports or integers; nothing is differentiated "
                 "in them, name a sum node above it"
@@ -316,7 +311,7 @@ def linearize(
     dag.graph.select(gates or ())
     point = _point(dag, xs, None if gates is None else dict(gates), kind)
     if tolerance and not _traced(point):
-        _warn_of_kinks(point, tolerance)
+        kink.warn(dag.graph, _near_kinks(point, tolerance), tolerance)
     return point
 
 
@@ -328,71 +323,20 @@ def _point(
     for arcs in dag.graph.at_level[1:]:
         values, _ = sweep(dag.graph, arcs, dag.params, dag.state, values, gates=gates)
     point = Linearization(dag, values, {}, gates, kind)
-    return dataclasses.replace(point, b=point.inverse(_floats(values)))
-
-
-def _warn_of_kinks(point: Linearization, tolerance: float) -> None:
-    for name, near in _near_kinks(point, tolerance).items():
-        if near:
-            arc = point.dag.graph.by_name[name]
-            warnings.warn(
-                f"the value of node {arc.source!r} lies within {tolerance:g} of a kink "
-                f"of {arc!r}: the matrices are those of one of the linear pieces that "
-                "meet there; move the point a little",
-                KinkWarning,
-                stacklevel=3,
-            )
+    return dataclasses.replace(point, b=point.inverse(floats(values)))
 
 
 @jax.jit
 def _near_kinks(point: Linearization, tolerance: Any) -> dict[str, jax.Array]:
-    """Arcs with a difference that is nearly 0 and has a slope: its sign turns."""
-    values = _floats(point.values)
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-    direction = jax.tree.map(draw, values)
-    exact, found = dataclasses.replace(point, kind="jacobian"), {}
-    for arc in point.dag.graph.arcs:
-        meet = kinks(exact._increments([arc]))
-        signs = lambda z, meet=meet: [kink.difference for kink in meet(z)]
-        pairs = zip(*jax.jvp(signs, (values,), (direction,)), strict=True)
-        close = [
-            jnp.any((abs(d) <= tolerance * jnp.max(abs(d), initial=0)) & (slope != 0))
-            for d, slope in pairs
-        ]
-        found[arc.name] = jnp.any(jnp.array([False, *close]))
-    return found
+    exact, values = dataclasses.replace(point, kind="jacobian"), floats(point.values)
+    return {
+        arc.name: kink.near_kink(exact._increments([arc]), values, tolerance)
+        for arc in point.dag.graph.arcs
+    }
 
 
 def _traced(tree: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _floats(z: Values) -> Tangent:
-    """What can be differentiated; None stands for integers."""
-    return jax.tree.map(lambda leaf: leaf if _is_float(leaf) else None, z)
-
-
-def _filled(values: Values, z: Tangent) -> Values:
-    """A tangent-shaped state with its integers."""
-    pick = lambda new, old: old if new is None else new
-    return jax.tree.map(pick, z, values, is_leaf=lambda leaf: leaf is None)
-
-
-def _flat(z: Any) -> jax.Array:
-    """The vector of a node's value; empty for integers."""
-    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(z) if _is_float(leaf)]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
-
-
-def _basis(z: Any) -> Any:
-    """All unit vectors of a node's space along a new first axis."""
-    flat, back = jax.flatten_util.ravel_pytree(z)
-    return jax.vmap(back)(jnp.eye(flat.size, dtype=flat.dtype))
 
 
 def _add(left: BlockMatrix, right: BlockMatrix) -> BlockMatrix:

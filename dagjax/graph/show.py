@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.counts import count_paths
-from dagjax.graph.dag import DAG, count_params, init
+from dagjax.graph.dag import DAG, count_params
 from dagjax.graph.functions import Function
+from dagjax.graph.initialize import init
 from dagjax.graph.topology import Arc, Graph, Space
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.graph.dag import DAG, Values, deliver, inject, read
+from dagjax.graph.dag import DAG, inject
+from dagjax.graph.sweep import Values, deliver, read
 from dagjax.graph.topology import Graph, GraphError
 
 LIMIT = 20  # arcs of which all gate vectors are listed

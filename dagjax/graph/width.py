@@ -8,8 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dagjax.graph.dag import Nested, count_params, init
+from dagjax.graph.dag import count_params
 from dagjax.graph.functions import Function, Linen
+from dagjax.graph.initialize import init
+from dagjax.graph.nested import Nested
 from dagjax.graph.topology import Arc, Graph, GraphError
 
 

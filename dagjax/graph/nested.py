@@ -1,0 +1,54 @@
+"""A graph as the function of one arc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from dagjax.graph.dag import DAG
+from dagjax.graph.functions import Function, Params, State, as_function
+from dagjax.graph.initialize import init
+from dagjax.graph.topology import Graph, GraphError
+
+
+class Nested(Function):
+    """A graph as the function of one arc."""
+
+    def __init__(self, graph: Graph):
+        if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+            raise GraphError(
+                f"one arc holds a graph with one input and one output; {graph!r} has "
+                f"{len(graph.inputs)} and {len(graph.outputs)}"
+            )
+        super().__init__(graph, graph, "block")
+
+    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+        """Parameters and state of the arcs inside, under their names."""
+        dag = init(key, self.fn, x)
+        return dag.params, dag.state
+
+    def apply(
+        self, params: Params, state: State, x: Any, *, train: bool, key: Any
+    ) -> tuple[Any, State]:
+        """The output of the graph inside."""
+        return DAG(self.fn, params, state).apply(x, train=train, key=key)
+
+    def __repr__(self) -> str:
+        steps = []
+        for row in self.fn.at_level[1:]:
+            step = ", ".join(repr(arc.fn) for arc in row)
+            merges = {self.fn.merge_of.get(arc.target) for arc in row} - {None}
+            step = f"({step})" if len(row) > 1 else step
+            steps.append(" ".join([step, *map(repr, merges)]))
+        return " > ".join(steps)
+
+
+@as_function.register
+def _(fn: Graph) -> Function:
+    alone = len(fn.arcs) == 1 and not fn.merges and fn.arcs[0].tied is None
+    between = alone and (fn.inputs, fn.outputs) == (
+        (fn.arcs[0].source,),
+        (fn.arcs[0].target,),
+    )
+    return fn.arcs[0].fn if between else Nested(fn)

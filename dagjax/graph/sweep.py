@@ -1,0 +1,156 @@
+"""One step of a network: arcs read the values of nodes and add to them."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.graph.functions import Params, State
+from dagjax.graph.merges import Port
+from dagjax.graph.topology import Arc, Graph, GraphError
+
+Values = dict[str, Any]  # {node: array, or a tuple of ports}
+
+
+def start(
+    graph: Graph, xs: Iterable[Any], nodes: Iterable[str] | None = None
+) -> Values:
+    """Values before level 1: the inputs, and zeros where no arc will deliver.
+
+    Args:
+        graph: The graph.
+        xs: One array for each input node.
+        nodes: The nodes that get zeros; by default those without in-arcs.
+    """
+    xs = tuple(xs)
+    if len(xs) != len(graph.inputs):
+        raise GraphError(
+            f"the network has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), "
+            f"got {len(xs)} arrays"
+        )
+    values: Values = dict(zip(graph.inputs, map(jnp.asarray, xs), strict=True))
+    batch = values[graph.inputs[0]].shape[:1]
+    fed = {(arc.target, arc.port) for arc in graph.arcs} if nodes is None else set()
+    for node in graph.nodes if nodes is None else nodes:
+        if node not in values:
+            values[node] = _empty(graph, node, batch, fed)
+    return values
+
+
+def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
+    """Zero at every node, the inputs too; a graph that `init` has seen knows shapes.
+
+    Args:
+        graph: The graph of a network.
+        batch: `(B,)`.
+    """
+    return {node: _empty(graph, node, batch, set()) for node in graph.nodes}
+
+
+def sweep(
+    graph: Graph,
+    arcs: Iterable[Arc],
+    params: dict[str, Params],
+    state: dict[str, State],
+    values: Values,
+    *,
+    gates: Mapping[str, Any] | None = None,
+    train: bool = False,
+    key: jax.Array | None = None,
+    sign: int = 1,
+    onto: Values | None = None,
+) -> tuple[Values, dict[str, State]]:
+    """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values.
+
+    `onto` is what they add to, where it is not `z` itself.
+    """
+    new, kept = dict(values if onto is None else onto), state
+    for arc in arcs:
+        own, held = params.get(arc.params_name, {}), state.get(arc.params_name, {})
+        random = None if key is None else jax.random.fold_in(key, stream(arc))
+        x = read(graph, arc.source, values[arc.source])
+        with noted(arc, x):
+            y, updated = arc.fn.apply(own, held, x, train=train, key=random)
+        if updated is not held:
+            kept = {**kept, arc.params_name: updated}
+        gate = None if gates is None else gates.get(arc.name)
+        new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
+    return new, kept
+
+
+def read(graph: Graph, node: str, value: Any) -> Any:
+    """What an arc sees at a node: the sum, or the merge of its ports."""
+    merge = graph.merge_of.get(node)
+    return value if merge is None else merge(value)
+
+
+def deliver(
+    graph: Graph, arc: Arc, old: Any, y: Any, gate: Any = None, sign: int = 1
+) -> Any:
+    """The target's value with `gate * y` added, at a port the gate to its presence."""
+    if gate is not None:
+        y = jnp.asarray(gate).astype(y.dtype) * y
+    if arc.port is None:
+        return _add(old, y, sign)
+    presence = jnp.ones((), y.dtype) if gate is None else jnp.asarray(gate, y.dtype)
+    ports = list(old or [Port(None, None)] * (graph.ports(arc.target) or 0))
+    value, before = ports[arc.port]
+    ports[arc.port] = Port(_add(value, y, sign), _add(before, presence, sign))
+    return tuple(ports)
+
+
+def stream(arc: Arc) -> int:
+    """The number under which an arc draws its random numbers: a hash of its name."""
+    return zlib.crc32(arc.name.encode())
+
+
+@contextlib.contextmanager
+def noted(arc: Arc, x: Any) -> Iterator[None]:
+    """Say in which arc an error arose."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {arc!r}, whose input is {shape_of(x)}")
+        raise
+
+
+def _add(old: Any, y: Any, sign: int) -> Any:
+    if old is None:
+        return y if sign > 0 else -y
+    return old + y if sign > 0 else old - y
+
+
+def _empty(graph: Graph, node: str, batch: tuple[int, ...], fed: set) -> Any:
+    """Zeros where `(node, port)` is not fed, None where an arc will deliver."""
+    ports = graph.ports(node)
+    if ports is None:
+        return None if (node, None) in fed else zero(graph, node, None, batch)
+    return tuple(
+        Port(None, None)
+        if (node, port) in fed
+        else Port(zeros := zero(graph, node, port, batch), jnp.zeros((), zeros.dtype))
+        for port in range(ports)
+    )
+
+
+def zero(
+    graph: Graph, node: str, port: int | None, batch: tuple[int, ...]
+) -> jax.Array:
+    """Zero at a node or at one of its ports."""
+    space = graph.space_of.get(node)
+    if space is None:
+        raise GraphError(
+            f"the shape of node {node!r} is not known; dagjax.init finds it"
+        )
+    space = space if port is None else space[port]
+    return jnp.zeros((batch if space.batched else ()) + space.shape, space.dtype)
+
+
+def shape_of(x: Any) -> str:
+    """Dtype and shape in words."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else str(x)

@@ -1,0 +1,41 @@
+"""States as tangents: what of them can be differentiated, and as vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+
+from dagjax.graph.sweep import Values
+
+Tangent = dict[str, Any]  # {node: value}, None where values are integers
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether an array can be differentiated."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def floats(z: Values) -> Tangent:
+    """What can be differentiated; None stands for integers."""
+    return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, z)
+
+
+def filled(values: Values, z: Tangent) -> Values:
+    """A tangent-shaped state with its integers."""
+    pick = lambda new, old: old if new is None else new
+    return jax.tree.map(pick, z, values, is_leaf=lambda leaf: leaf is None)
+
+
+def flat(z: Any) -> jax.Array:
+    """The vector of a node's value; empty for integers."""
+    leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(z) if is_float(leaf)]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+
+def basis(z: Any) -> Any:
+    """All unit vectors of a node's space along a new first axis."""
+    vector, back = jax.flatten_util.ravel_pytree(z)
+    return jax.vmap(back)(jnp.eye(vector.size, dtype=vector.dtype))
