@@ -46,9 +46,5 @@ class Nested(Function):
 
 @as_function.register
 def _(fn: Graph) -> Function:
-    alone = len(fn.arcs) == 1 and not fn.merges and fn.arcs[0].tied is None
-    between = alone and (fn.inputs, fn.outputs) == (
-        (fn.arcs[0].source,),
-        (fn.arcs[0].target,),
-    )
-    return fn.arcs[0].fn if between else Nested(fn)
+    inner = fn.arcs[0].fn if len(fn.arcs) == 1 and not fn.merges else None
+    return inner if isinstance(inner, Nested) else Nested(fn)  # a block is itself
