@@ -44,6 +44,7 @@ class Transfer:
             y: Injected at the source, shaped like its value.
         """
         graph = self.dag.graph
+        _check_value(self.dag, self.source, y)
         z = zeros(graph, _batch(y)) | {self.source: y}
         for arcs in graph.at_level[1:]:
             z, _ = sweep(graph, arcs, self.dag.params, self.dag.state, z)
@@ -70,6 +71,7 @@ class PathSum:
         Args:
             y: At the source, shaped like its value.
         """
+        _check_value(self.dag, self.source, y)
         graph, nothing = self.dag.graph, zeros(self.dag.graph, _batch(y))
         stacks: dict[str, list[Any]] = {node: [] for node in graph.nodes}
         stacks[self.source].append(jax.tree.map(lambda leaf: leaf[None], y))
@@ -210,6 +212,15 @@ def _check(dag: DAG, *nodes: str) -> None:
             raise GraphError(
                 f"no node named {node!r}; the nodes are {', '.join(dag.graph.nodes)}"
             )
+
+
+def _check_value(dag: DAG, node: str, y: Any) -> None:
+    merge = dag.graph.merge_of.get(node)
+    if merge is not None and not isinstance(y, tuple):
+        raise GraphError(
+            f"node {node!r} is a {merge!r}: it holds a tuple of ports, not one array; "
+            "inject at a node before it, or give a tuple like dagjax.inject's"
+        )
 
 
 def _batch(y: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ class Bundle(Function):
             params, state, jnp.take(x, self.sources, 1), keys
         )
         held = jax.tree.map(lambda s: s[-1], held) if self.shared else held
+        held = held if jax.tree.leaves(held) else state
         total = jax.ops.segment_sum(y, self.targets, self.rows)
         return jnp.moveaxis(total, 0, 1), held
 
@@ -110,8 +112,9 @@ def bundle(dag: DAG) -> DAG:
     """The same network with equal arcs of a level as one arc; for thousands of arcs.
 
     Arcs are equal if they have one function, one shape of input and of output. Inputs
-    and outputs keep their names; parameters are stacked along a new first axis, so a
-    mask of weights serves as before. `dj.unbundle` takes the parameters back.
+    and outputs keep their names; parameters are stacked along a new first axis, which
+    masks and optimizers take as they take others (biases become matrices: say which
+    leaves are prunable). `dj.unbundle` takes the parameters back.
 
     Args:
         dag: A network of sum nodes.
@@ -162,6 +165,7 @@ def unbundle(bundled: DAG, graph: Graph) -> DAG:
     params, state = {}, {}
     for arc in bundled.graph.arcs:
         if isinstance(arc.fn, Bundle):
+            graph.select(arc.fn.names)
             for held, old in ((params, bundled.params), (state, bundled.state)):
                 if arc.params_name in old:
                     held |= dict(_unstacked(graph, arc.fn, old[arc.params_name]))
@@ -187,6 +191,7 @@ class _Stacks:
         number = {space: i for i, space in enumerate(kinds)}
         self.graph, self.shapes = graph, list(kinds)
         self.kind = {node: number[graph.space_of[node]] for node in graph.nodes}
+        self.uses = Counter(arc.params_name for arc in graph.arcs)
         self.row: dict[str, int] = {}
         self.tops: dict[int, _Stack] = {}  # of each kind
         self.arcs: list[Arc] = []
@@ -203,7 +208,7 @@ class _Stacks:
         for level, nodes in enumerate(levels[1:], 1):
             below, self.tops = self.tops, self.tops | self._grow(level, nodes)
             self.arcs += self._bundles(level, below)
-        for node in self.graph.outputs:
+        for node in {*self.graph.outputs} - {*self.graph.inputs}:
             top = self.tops[self.kind[node]]
             self.arcs.append(Arc(f"pick {node}", top.node, node, Pick(self.row[node])))
         graph = self.graph
@@ -247,7 +252,8 @@ class _Stacks:
         groups: dict[Any, list[Arc]] = {}
         for arc in self.graph.at_level[level]:
             ends = self.kind[arc.source], self.kind[arc.target]
-            groups.setdefault((arc.fn, *ends, arc.tied), []).append(arc)
+            tied = arc.params_name if self.uses[arc.params_name] > 1 else None
+            groups.setdefault((arc.fn, *ends, tied), []).append(arc)
         for i, ((fn, source, target, tied), arcs) in enumerate(groups.items()):
             top = self.tops[target]
             made = Bundle(

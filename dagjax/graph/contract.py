@@ -48,7 +48,10 @@ def contract(
     rest = [arc for arc in dag.graph.arcs if arc not in inside]
     port, merges = _merge_at(dag.graph, inside, target)
     name = name or _common(inside, rest)
-    short = lambda text: text.removeprefix(f"{name}/")
+    _check_names([name], rest)
+    cut = lambda text: text.removeprefix(f"{name}/")
+    clash = len({cut(arc.name) for arc in inside}) < len(inside)
+    short = (lambda text: text) if clash else cut
     part = _part(dag.graph, inside, (source, target), merges, short)
     whole = Arc(name, source, target, Nested(part), port)
     new_params, new_state = parts_of(dag, rest)
@@ -85,7 +88,7 @@ def split(dag: DAG, arc: str) -> DAG:
     graph, inner = dag.graph, whole.fn.fn
     # Several arcs into one port, or a merge inside: they need a node of their own.
     end = inner.outputs[0]
-    plain = end not in inner.merge_of
+    plain = end not in (*inner.merge_of, *inner.inputs)
     ends_here = plain and (whole.port is None or len(inner.arcs_into(end)) == 1)
     called = {n: f"{arc}/{n}" for n in inner.nodes} | {inner.inputs[0]: whole.source}
     called |= {end: whole.target} if ends_here else {}
@@ -95,6 +98,13 @@ def split(dag: DAG, arc: str) -> DAG:
     merges = {called[n]: m for n, m in inner.merges}
     spaces = {called[n]: s for n, s in inner.spaces} | dict(graph.spaces)
     rest = [a for a in graph.arcs if a.name != arc]
+    _check_names([a.params_name for a in arcs], rest)
+    for node in called.values():
+        if node in graph.levels and node not in (whole.source, whole.target):
+            raise GraphError(
+                f"there is a node {node!r} already; name the arc otherwise before "
+                "it is split"
+            )
     params, state = dict(dag.params), dict(dag.state)
     opened = [
         {f"{arc}/{n}": own for n, own in tree.pop(arc, {}).items()}
@@ -130,7 +140,8 @@ def _chains(graph: Graph) -> list[list[str]]:
         chain = [arc]
         while single(chain[-1].target):
             chain += out[chain[-1].target]
-        if all(a.tied is None for a in chain):
+        ours = {a.params_name for a in chain}
+        if not any(a.params_name in ours for a in graph.arcs if a not in chain):
             chains.append([a.name for a in chain])
     return chains
 
@@ -160,6 +171,13 @@ def _ends(graph: Graph, inside: tuple[Arc, ...]) -> tuple[str, str]:
                     "add it, or end the part there"
                 )
     return begin[0], end[0]
+
+
+def _check_names(names: Iterable[str], rest: list[Arc]) -> None:
+    taken = {name for arc in rest for name in (arc.name, arc.params_name)}
+    for name in names:
+        if name in taken:
+            raise GraphError(f"the name {name!r} is taken; choose another one")
 
 
 def _check_ties(graph: Graph, inside: tuple[Arc, ...]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 
 from dagjax.graph.dag import DAG
 from dagjax.graph.topology import Graph, GraphError, live_arcs
 
-_STATES = 2**20  # of the frontier; beyond it the count takes minutes and gigabytes
+_STATES = 2**17  # of the frontier; beyond it the count takes minutes and gigabytes
 _LISTED = 20  # arcs whose subsets are listed one by one
 
 Frontier = frozenset[str]  # nodes that are reached and not left yet
+Steps = dict[str, dict[str, int]]  # {node: {target: sub-architectures between}}
 
 
 def count_paths(net: Graph | DAG) -> int:
@@ -41,9 +43,9 @@ def count_subgraphs(net: Graph | DAG) -> int:
     """The number of sub-architectures: non-empty sets of arcs, each on a path within.
 
     A set is one choice of out-arcs, not none, at each node that it reaches, so the
-    count is a sum over frontiers (nodes reached and not left yet), level by level:
-    exponential in the width of the graph only. In series counts multiply, in
-    parallel `1 + count` do.
+    count is a sum over frontiers (nodes reached and not left yet), level by level, of
+    what is left of the graph when parts in series (counts multiply) and in parallel
+    (`1 + count` do) are put together: exponential in the width of that only.
 
     Args:
         net: A graph or a network.
@@ -57,22 +59,26 @@ def count_subgraphs(net: Graph | DAG) -> int:
         True
     """
     graph = net.graph if isinstance(net, DAG) else net
-    out = _targets(graph)
     ends = {*graph.outputs} - {*graph.inputs}
-    counts = _starts([node for node in graph.inputs if node in out])
+    steps = _reduced(_steps(graph), {*graph.inputs, *graph.outputs})
+    counts: dict[Frontier, int] = {frozenset(): 1}
     for node in graph.nodes:
-        if node not in out:
+        if node not in steps:
             continue
         after: dict[Frontier, int] = defaultdict(int)
         for frontier, count in counts.items():
-            for leaving, ways in _leave(node, frontier, out[node], ends):
+            may_stop = node in ends or node not in frontier
+            for leaving, ways in _leave(
+                frontier - {node}, steps[node], may_stop,
+                node in frontier or node in graph.inputs,
+            ):  # fmt: skip
                 after[leaving] += count * ways
+                if len(after) > _STATES:
+                    raise GraphError(
+                        f"{graph!r} is too wide: more than {_STATES:,} frontiers at "
+                        f"node {node!r}; count its parts, or contract some arcs"
+                    )
         counts = after
-        if len(counts) > _STATES:
-            raise GraphError(
-                f"{graph!r} is too wide: {len(counts):,} frontiers at node {node!r}; "
-                f"count the subgraphs of its parts, or contract some arcs"
-            )
     return sum(counts.values()) - 1  # without the empty one
 
 
@@ -104,37 +110,49 @@ def subgraphs(net: Graph | DAG) -> Iterator[frozenset[str]]:
                 yield frozenset(arcs)
 
 
-def _targets(graph: Graph) -> dict[str, Counter[str]]:
-    """`{node: {target: number of arcs}}`, of arcs from which an output is reached."""
-    alive = {*live_arcs(graph)}
-    out: dict[str, Counter[str]] = defaultdict(Counter)
+def _steps(graph: Graph) -> Steps:
+    """Arcs from which an output is reached, parallel ones together."""
+    alive, steps = {*live_arcs(graph)}, {}
     for arc in graph.arcs:
         if arc.name in alive:
-            out[arc.source][arc.target] += 1
-    return out
+            _add(steps.setdefault(arc.source, {}), arc.target, 1)
+    return steps
 
 
-def _starts(inputs: Collection[str]) -> dict[Frontier, int]:
-    """Any set of inputs may be used."""
-    sizes = range(len(inputs) + 1)
-    return {frozenset(s): 1 for n in sizes for s in itertools.combinations(inputs, n)}
+def _add(targets: dict[str, int], target: str, count: int) -> None:
+    """In parallel: any of one, any of the other, or none, but not both none."""
+    targets[target] = (1 + targets.get(target, 0)) * (1 + count) - 1
+
+
+def _reduced(steps: Steps, ends: set[str]) -> Steps:
+    """In series: nodes with one way in and one way out are passed over."""
+    into: dict[str, set[str]] = defaultdict(set)
+    for source, targets in steps.items():
+        for target in targets:
+            into[target].add(source)
+    waiting = [node for node in steps if node not in ends]
+    while waiting:
+        node = waiting.pop()
+        if node not in steps or len(into[node]) != 1 or len(steps[node]) != 1:
+            continue
+        (source,), ((target, after),) = into[node], steps.pop(node).items()
+        _add(steps[source], target, steps[source].pop(node) * after)
+        into[target] = (into[target] - {node}) | {source}
+        waiting += [n for n in (source, target) if n not in ends]
+    return steps
 
 
 def _leave(
-    node: str, frontier: Frontier, targets: Counter[str], ends: Collection[str]
+    rest: Frontier, targets: dict[str, int], may_stop: bool, reached: bool
 ) -> Iterator[tuple[Frontier, int]]:
     """The frontiers after a node, and the number of sets of its arcs that lead there.
 
     A node that is not reached is left out; a path may end at an output.
     """
-    rest = frontier - {node}
-    if node not in frontier or node in ends:
+    if may_stop:
         yield rest, 1
-    if node not in frontier:
+    if not reached:
         return
     for size in range(1, len(targets) + 1):
         for chosen in itertools.combinations(targets, size):
-            ways = 1
-            for target in chosen:
-                ways *= 2 ** targets[target] - 1
-            yield rest | {*chosen}, ways
+            yield rest | {*chosen}, math.prod(targets[target] for target in chosen)

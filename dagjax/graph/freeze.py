@@ -28,10 +28,13 @@ _LINEAR = frozenset(
     squeeze transpose rev slice dynamic_slice dynamic_update_slice concatenate pad
     gather scatter scatter-add reduce_sum cumsum reduce_window_sum copy copy_p real imag
     select_n reduce_max reduce_min reduce_window_max reduce_window_min cummax cummin abs
-    sort clamp split device_put sharding_constraint optimization_barrier name top_k
+    sort clamp split tile conj fft complex scatter-sub scatter-max scatter-min top_k
+    device_put sharding_constraint optimization_barrier name
     """.split()
 )
-_BILINEAR = frozenset(("mul", "dot_general", "conv_general_dilated"))
+_BILINEAR = frozenset(
+    ("mul", "dot_general", "conv_general_dilated", "ragged_dot_general")
+)
 # Smooth functions with f(0) = 0, and their slope there.
 _SECANTS = {
     **dict.fromkeys(("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh"), 1.0),
@@ -65,7 +68,8 @@ def freeze(f: Callable[..., Any]) -> Callable[..., Any]:
     With `G = jacobian(freeze(f))(y)` and `c = f(y) - G y`, `G` is the Jacobian of f
     where f is piecewise linear, and `c = 0` if f is built from linear maps, rectifiers,
     normalizations and gates without biases. What cannot be written as a gated linear
-    map (a sigmoid alone, a loop) is held constant.
+    map (a sigmoid alone, a loop) is held constant. Custom derivative rules inside f are
+    passed over.
 
     Args:
         f: A function of arrays (trees of them), pure.
@@ -105,7 +109,7 @@ def kinks(f: Callable[..., Any]) -> Callable[..., tuple[Kink, ...]]:
 
 def _run(f: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, tuple[Kink, ...]]:
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-    inputs = [_Tracked(x, LINEAR) for x in jax.tree.leaves(args)]
+    inputs = _tracked([jnp.asarray(x) for x in jax.tree.leaves(args)], LINEAR)
     found: list[Kink] = []
     outputs = _evaluate(closed.jaxpr, closed.consts, inputs, found)
     return jax.tree.unflatten(
@@ -134,12 +138,17 @@ def _equation(eqn: Any, args: list[_Tracked], found: list[Kink]) -> list[_Tracke
     if name in _CALLS:
         return _evaluate(*_called(eqn), args, found)
     values = [arg.value for arg in args]
-    if rank == CONSTANT:
-        return _tracked(_bind(eqn, values), CONSTANT)
+    if rank == CONSTANT or not any(map(_is_inexact, eqn.outvars)):
+        if rank:
+            found.extend(Kink(name, d) for d in _differences(eqn, values))
+        return _tracked(_bind(eqn, list(map(lax.stop_gradient, values))), CONSTANT)
+    if name == "cond":
+        return _branch(eqn, args)
     found.extend(Kink(name, d) for d in _differences(eqn, values))
     if name in ("max", "min"):
         larger, smaller = values if name == "max" else values[::-1]
-        return [_Tracked(jnp.where(larger > smaller, *values), rank)]
+        first = (larger > smaller) | (values[0] != values[0])  # nan stays
+        return [_Tracked(jnp.where(first, *values), rank)]
     if name in _LINEAR:
         return _tracked(_bind(eqn, values), rank)
     if name in _BILINEAR:
@@ -147,7 +156,9 @@ def _equation(eqn: Any, args: list[_Tracked], found: list[Kink]) -> list[_Tracke
     if name == "div" and args[0].rank:
         return _tracked(_bind(eqn, [values[0], lax.stop_gradient(values[1])]), rank)
     if name in _SECANTS or (name == "integer_pow" and eqn.params["y"] >= 1):
-        return [_secant(eqn, values[0])]
+        return [_secant(eqn, values)]
+    if name == "pow" and _is_positive(eqn.invars[1]):
+        return [_secant(eqn, values)]
     return _tracked(_bind(eqn, list(map(lax.stop_gradient, values))), CONSTANT)
 
 
@@ -163,7 +174,38 @@ def _bind(eqn: Any, values: list[Any]) -> Any:
 
 def _tracked(outputs: Any, rank: int) -> list[_Tracked]:
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    return [_Tracked(value, rank) for value in outputs]
+    ranks = [rank if _is_inexact(value) else CONSTANT for value in outputs]
+    return list(map(_Tracked, outputs, ranks))
+
+
+def _is_inexact(value: Any) -> bool:
+    aval = getattr(value, "aval", value)
+    return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def _is_positive(atom: Any) -> bool:
+    """Whether an exponent is a known number above 0."""
+    known = isinstance(atom, core.Literal) and np.ndim(atom.val) == 0
+    return known and bool(atom.val > 0)
+
+
+def _branch(eqn: Any, args: list[_Tracked]) -> list[_Tracked]:
+    """The branch that is taken at the point, frozen too."""
+    index, operands = lax.stop_gradient(args[0].value), args[1:]
+
+    def run(branch: Any) -> Callable[..., list[Any]]:
+        def call(*values: Any) -> list[Any]:
+            inputs = [
+                _Tracked(v, arg.rank) for v, arg in zip(values, operands, strict=True)
+            ]
+            outputs = _evaluate(branch.jaxpr, branch.consts, inputs, [])
+            return [output.value for output in outputs]
+
+        return call
+
+    branches = [run(branch) for branch in eqn.params["branches"]]
+    outputs = lax.switch(index, branches, *(arg.value for arg in operands))
+    return _tracked(outputs, LINEAR)
 
 
 def _product(eqn: Any, left: _Tracked, right: _Tracked) -> _Tracked:
@@ -179,20 +221,28 @@ def _product(eqn: Any, left: _Tracked, right: _Tracked) -> _Tracked:
     return _Tracked(first / 2 + second / 2, rank)
 
 
-def _secant(eqn: Any, x: Any) -> _Tracked:
-    """`f(y) + f(y) / y (x - y)` at x = y: the value is f's own, bit by bit."""
+def _secant(eqn: Any, values: list[Any]) -> _Tracked:
+    """`f(y) + f(y) / y (x - y)` at x = y: the value is f's own, bit by bit.
+
+    Where the secant is not finite, f is held constant.
+    """
     slope = _SECANTS.get(eqn.primitive.name, float(eqn.params.get("y") == 1))
-    y, point = lax.stop_gradient((_bind(eqn, [x]), x))
+    x = values[0]
+    y, point = lax.stop_gradient((_bind(eqn, values), x))
+    zero = jnp.zeros_like(point)
     safe = jnp.where(point == 0, jnp.ones_like(point), point)
     ratio = jnp.where(point == 0, jnp.full_like(point, slope), y / safe)
-    return _Tracked(y + ratio * (x - point), SECANT)
+    finite = jnp.isfinite(point) & jnp.isfinite(ratio)
+    moving = jnp.where(finite, x, zero)
+    step = moving - lax.stop_gradient(moving)
+    return _Tracked(y + jnp.where(finite, ratio, zero) * step, SECANT)
 
 
 def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
     """What is zero where the pieces of a piecewise linear primitive meet."""
     name = eqn.primitive.name
     x = values[0]
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
+    if not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
         return
     if name in ("max", "min", "gt", "ge", "lt", "le"):
         yield x - values[1]

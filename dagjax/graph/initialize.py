@@ -23,10 +23,12 @@ from dagjax.graph.sweep import (
     start,
     sweep,
     zero,
+    zeros,
 )
 from dagjax.graph.topology import Arc, Graph, GraphError, Space
 
 _MANY = 64  # equal arcs that are initialized in one call
+_ODD = 97  # a batch size that no other axis is likely to have
 
 
 def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
@@ -88,13 +90,40 @@ def shaped(dag: DAG) -> DAG:
         return dag
 
     def values(dag: DAG) -> Values:
-        z = start(graph, [zero(graph, node, None, (1,)) for node in graph.inputs])
+        z = start(graph, [zero(graph, node, None, (_ODD,)) for node in graph.inputs])
         for arcs in graph.at_level[1:]:
             z, _ = sweep(graph, arcs, dag.params, dag.state, z)
         return _values_only(z)
 
-    found = jax.tree.map(lambda v: _space(v, (1,)), jax.eval_shape(values, dag))
+    found = jax.tree.map(lambda v: _space(v, (_ODD,)), jax.eval_shape(values, dag))
     return dag.replace(graph=graph.replace(spaces=found))
+
+
+def check_arc(dag: DAG, arc: Arc) -> None:
+    """Whether an arc can read its source and add to its target; nothing is computed.
+
+    Raises:
+        GraphError: If its parameters do not fit, or what it delivers does not.
+    """
+    graph = dag.graph
+    if arc.source not in graph.space_of or arc.target not in graph.space_of:
+        return
+    own = dag.params.get(arc.params_name, {})
+    held = dag.state.get(arc.params_name, {})
+
+    def run(own: Any, held: Any) -> tuple[Any, Any]:
+        z = zeros(graph, (1,))
+        x = read(graph, arc.source, z[arc.source])
+        return arc.fn.apply(own, held, x, train=False, key=None)[0], z[arc.target]
+
+    try:
+        y, old = jax.eval_shape(run, own, held)
+    except Exception as error:
+        raise GraphError(
+            f"{arc!r} cannot read {arc.source!r} with the parameters that it was given "
+            f"({jax.tree.map(jnp.shape, own)}): {error}"
+        ) from error
+    _check_sum(graph, arc, old, y)
 
 
 def _output_shape(fn: Function, x: Any) -> Any:

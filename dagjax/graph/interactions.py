@@ -59,7 +59,8 @@ class Interactions(NamedTuple):
         Args:
             tolerance: Relative to the largest entry of all.
         """
-        size = np.abs(self.deltas.reshape(len(self.deltas), -1)).max(1)
+        flat = self.deltas.reshape(len(self.deltas), -1)
+        size = np.abs(flat).max(1, initial=0)
         found = np.flatnonzero(size > tolerance * size.max(initial=0))
         named = lambda row: frozenset(np.array(self.arcs)[self.sets[row]].tolist())
         return {named(row): float(size[row]) for row in found}
@@ -144,6 +145,8 @@ def shapley(
         {'skip': 1.0, 'tanh': 0.762}
     """
     names = names_of(dag.graph, arcs)
+    if not names or (samples is not None and samples < 1):
+        raise ValueError(f"{len(names)} arcs, {samples} samples: at least one of each")
     if samples is None and len(names) <= LIMIT:
         found = all_subnetworks(
             dag, *xs, arcs=names, readout=readout, progress=progress
@@ -151,20 +154,30 @@ def shapley(
         return _exact(names, _cube(found.outputs, len(names)))
     if key is None:
         raise ValueError(
-            f"{len(names)} arcs: beyond {LIMIT} Shapley values are sampled; give "
-            "key=jax.random.key(...), or name fewer arcs"
+            f"Shapley values are sampled if samples are given or arcs are more than "
+            f"{LIMIT} (here {len(names)}); give key=jax.random.key(...)"
         )
     orders = _orders(key, 100 if samples is None else samples, len(names))
     found = all_subnetworks(
         dag, *xs, arcs=names, gates=_chains(orders), readout=readout, progress=progress
     )
-    return _sampled(names, orders, np.asarray(found.outputs, np.float64))
+    return _sampled(names, orders, _wide(found.outputs))
 
 
 def _cube(outputs: Any, n: int) -> np.ndarray:
     """`[2, ..., 2, *shape]`, an axis for each arc."""
-    values = np.asarray(outputs, np.float64)
+    values = _wide(outputs)
     return values.reshape((2,) * n + values.shape[1:])
+
+
+def _wide(outputs: Any) -> np.ndarray:
+    """One array in double precision."""
+    if not isinstance(outputs, np.ndarray):
+        raise ValueError(
+            f"interactions are those of one array, got {jax.tree.structure(outputs)}: "
+            "give a readout that returns one"
+        )
+    return outputs.astype(np.promote_types(outputs.dtype, np.float64))
 
 
 def _exact(names: tuple[str, ...], cube: np.ndarray) -> Shapley:

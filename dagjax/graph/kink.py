@@ -31,11 +31,17 @@ def near_kink(
     direction = jax.tree.map(draw, values)
     differences = lambda z: [kink.difference for kink in kinks(f)(z)]
     pairs = zip(*jax.jvp(differences, (values,), (direction,)), strict=True)
-    close = [
-        jnp.any((abs(d) <= tolerance * jnp.max(abs(d), initial=0)) & (slope != 0))
-        for d, slope in pairs
-    ]
-    return jnp.any(jnp.array([False, *close]))
+    return jnp.any(
+        jnp.array([False, *(_meets(d, slope, tolerance) for d, slope in pairs)])
+    )
+
+
+def _meets(difference: jax.Array, slope: jax.Array, tolerance: Any) -> jax.Array:
+    """Near 0, relative to the largest one; stand-ins for infinity do not count."""
+    size = jnp.abs(difference)
+    real = size < jnp.finfo(size.dtype).max ** 0.5
+    largest = jnp.max(jnp.where(real, size, jnp.zeros_like(size)), initial=0)
+    return jnp.any(real & (size <= tolerance * largest) & (slope != 0))
 
 
 def warn(graph: Graph, near: Mapping[str, Any], tolerance: float) -> None:

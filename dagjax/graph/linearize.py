@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,7 +25,7 @@ from dagjax.graph.dag import DAG, inject
 from dagjax.graph.freeze import freeze
 from dagjax.graph.matrix import BlockMatrix, Vector, product
 from dagjax.graph.sweep import Values, read, sweep
-from dagjax.graph.tangent import Tangent, basis, filled, flat, floats, is_float
+from dagjax.graph.tangent import Tangent, basis, filled, flat, floats, is_float_at
 from dagjax.graph.topology import Arc, GraphError
 
 _ENTRIES = 2**27  # of dense blocks: 512 MiB in single precision
@@ -129,7 +129,8 @@ class Linearization:
 
     def product(self) -> BlockMatrix:
         """`L_n ... L_1 = (I - N)^-1`, dense: the sum over all paths."""
-        return product(self.matrices())
+        sizes = tuple((node, v.size) for node, v in self.vector(self.values).items())
+        return product((BlockMatrix({}, sizes), *self.matrices()))
 
     def vector(self, z: Tangent) -> Vector:
         """A state as the vectors that the matrices multiply: `{node: [dimension]}`.
@@ -149,15 +150,17 @@ class Linearization:
             ord: As of `jnp.linalg.norm`.
         """
         ones = tuple((node, 1) for node in self.dag.graph.nodes)
-        norm = lambda block: jnp.linalg.norm(block, ord=ord)[None, None]
-        norms = lambda arcs: {
-            (arc.target, arc.source): norm(self._blocks([arc])[arc.target, arc.source])
-            for arc in arcs
-        }
+        wide = lambda block: block.astype(jnp.promote_types(block.dtype, jnp.float32))
+        norm = lambda block: jnp.linalg.norm(wide(block), ord=ord)[None, None]
+        norms = lambda arcs: {p: norm(b) for p, b in self._blocks(arcs).items()}
         self._check_size()
         return product(
-            functools.reduce(_add, [BlockMatrix(norms([arc]), ones) for arc in arcs])
-            for arcs in self.dag.graph.at_level[1:]
+            functools.reduce(
+                _add,
+                [BlockMatrix(norms([arc]), ones) for arc in arcs],
+                BlockMatrix({}, ones),
+            )
+            for arcs in self.dag.graph.at_level
         )
 
     @jax.jit
@@ -169,18 +172,23 @@ class Linearization:
             for arc in self.dag.graph.arcs
         }
 
-    def _flow(self, arcs: Iterable[Arc], z: Tangent) -> Tangent:
+    def _flow(self, arcs: Sequence[Arc], z: Tangent) -> Tangent:
         """`N z`, N of some arcs, by one jvp; rows that no arc leads into are absent."""
-        return jax.jvp(self._increments(arcs), (floats(self.values),), (z,))[1]
+        read = dict.fromkeys(arc.source for arc in arcs)
+        point = floats({node: self.values[node] for node in read})
+        step = {node: z[node] for node in read}
+        return jax.jvp(self._increments(arcs), (point,), (step,))[1]
 
     def _pull_level(self, level: int, z: Tangent) -> Tangent:
-        increments = self._increments(self.dag.graph.at_level[level])
-        rows, pull = jax.vjp(increments, floats(self.values))
+        arcs = self.dag.graph.at_level[level]
+        read = dict.fromkeys(arc.source for arc in arcs)
+        point = floats({node: self.values[node] for node in read})
+        rows, pull = jax.vjp(self._increments(arcs), point)
         (back,) = pull({node: z[node] for node in rows})
-        return jax.tree.map(jnp.add, z, back)
+        return z | jax.tree.map(jnp.add, {node: z[node] for node in read}, back)
 
     def _increments(self, arcs: Iterable[Arc]) -> Callable[[Tangent], Tangent]:
-        """`z -> N(z)`, differentiable in floats, with the derivative of the kind."""
+        """`z -> N(z)`, of the nodes that arcs read, with the derivative of the kind."""
         arcs = tuple(arcs)
         targets = dict.fromkeys(arc.target for arc in arcs)
         zeros = jax.tree.map(jnp.zeros_like, {v: self.values[v] for v in targets})
@@ -199,17 +207,18 @@ class Linearization:
         """Dense blocks of the node pairs that some arcs join."""
         pairs: dict[tuple[str, str], list[Arc]] = {}
         for arc in arcs:
-            pairs.setdefault((arc.target, arc.source), []).append(arc)
+            if all(is_float_at(self.values, n) for n in (arc.source, arc.target)):
+                pairs.setdefault((arc.target, arc.source), []).append(arc)
         return {pair: self._block(*pair, joined) for pair, joined in pairs.items()}
 
     def _block(self, row: str, column: str, arcs: list[Arc]) -> jax.Array:
-        increments, values = self._increments(arcs), floats(self.values)
-        f = lambda u: increments(values | {column: u})[row]
-        y, back = jax.vjp(f, values[column])
-        if flat(y).size < flat(values[column]).size:
+        increments, point = self._increments(arcs), floats(self.values[column])
+        f = lambda u: increments({column: u})[row]
+        y, back = jax.vjp(f, point)
+        if flat(y).size < flat(point).size:
             return jax.vmap(lambda c: flat(back(c)[0]))(basis(y))
-        forth = lambda t: flat(jax.jvp(f, (values[column],), (t,))[1])
-        return jax.vmap(forth, out_axes=-1)(basis(values[column]))
+        forth = lambda t: flat(jax.jvp(f, (point,), (t,))[1])
+        return jax.vmap(forth, out_axes=-1)(basis(point))
 
     def _check_size(self) -> None:
         size = lambda node: sum(
@@ -233,11 +242,14 @@ class Linearization:
 
     def output_node(self, output: str | None) -> str:
         """The node asked for; None: the network's output, if it has one."""
-        return self._named(output, self.dag.graph.outputs, "output")
+        output = self._named(output, self.dag.graph.outputs, "output")
+        if not is_float_at(self.values, output):
+            raise GraphError(f"node {output!r} shows integers; nothing is linear there")
+        return output
 
     def _input_node(self, start: str | None) -> str:
         start = self._named(start, self.dag.graph.inputs, "input")
-        if start in self.dag.graph.merge_of or not is_float(self.values[start]):
+        if start in self.dag.graph.merge_of or not is_float_at(self.values, start):
             raise GraphError(
                 f"node {start!r} holds ports or integers; nothing is differentiated "
                 "in them, name a sum node above it"

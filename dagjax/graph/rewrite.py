@@ -9,6 +9,7 @@ import jax
 
 from dagjax.graph.dag import DAG, parts_of
 from dagjax.graph.functions import Params, State
+from dagjax.graph.initialize import check_arc
 from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 
@@ -57,11 +58,13 @@ def insert(
     Args:
         dag: The network.
         arc: The arc, under a name not yet taken.
-        params: Its parameters; nothing for an arc that has none or is tied.
+        params: Its parameters, such as `nn.Dense(3).init(key, x)["params"]`; nothing
+            for an arc that has none or is tied.
         state: Its state, likewise.
 
     Raises:
-        GraphError: If a node is not there, or the arc would close a cycle (printed).
+        GraphError: If a node is not there, the arc would close a cycle (printed), its
+            parameters are missing, or it delivers another shape than the node has.
 
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
@@ -76,10 +79,14 @@ def insert(
                 f"{arc!r}: no node named {node!r}; the nodes are "
                 f"{', '.join(dag.graph.nodes)}"
             )
+    if arc.tied is None and arc.name in {a.tied for a in dag.graph.arcs}:
+        raise GraphError(f"other arcs share parameters named {arc.name!r}; rename it")
     own = {arc.params_name: params} if jax.tree.leaves(params) else {}
     held = {arc.params_name: state} if state and jax.tree.leaves(state) else {}
     graph = dag.graph.replace(arcs=(*dag.graph.arcs, arc))
-    return DAG(graph, dag.params | own, dag.state | held)
+    larger = DAG(graph, dag.params | own, dag.state | held)
+    check_arc(larger, arc)
+    return larger
 
 
 def node_functions(dag: DAG, level: int) -> dict[str, DAG]:
@@ -147,17 +154,10 @@ def relevel(
         >>> dj.relevel(dag, {"n2": 2, "out": 7}).graph.levels
         {'in': 0, 'n1': 1, 'n2': 2, 'n3': 3, 'out': 7}
     """
-    ranks = {} if levels == "earliest" else levels
-    ranks = latest(dag.graph) if ranks == "latest" else dict(ranks)  # pyright: ignore[reportArgumentType]
-    for node, level in ranks.items():
-        if node not in dag.graph.levels:
-            raise GraphError(
-                f"no node named {node!r}; the nodes are {', '.join(dag.graph.nodes)}"
-            )
-        if level < 0 or (node in dag.graph.inputs and level):
-            raise GraphError(
-                f"level {level} of {node!r}: inputs are at 0, others above"
-            )
+    if isinstance(levels, str) and levels not in ("earliest", "latest"):
+        raise GraphError(f"levels {levels!r}: give 'earliest', 'latest' or a mapping")
+    ranks = latest(dag.graph) if levels == "latest" else {}
+    ranks = ranks if isinstance(levels, str) else dict(levels)
     graph = dag.graph.replace(ranks=ranks)
     for arc in graph.arcs:
         asked, found = ranks.get(arc.target), graph.levels[arc.target]

@@ -90,8 +90,10 @@ def all_subnetworks(
     """
     names = names_of(dag.graph, arcs)
     vectors = _vectors(names, gates)
+    if not len(vectors):
+        raise ValueError("no gate vectors: give at least one row of gates")
     readout = _whole if readout is None else readout
-    plans = list(_chunks(dag, names, vectors, _sizes(dag, xs)))
+    plans = _chunks(dag, names, vectors, _sizes(dag, xs))
     parts = []
     for plan, padded in zip(plans, _padded(plans), strict=True):
         rows = _evaluate(dag, xs, padded.nodes, padded.outputs, readout)
@@ -108,6 +110,7 @@ def all_subnetworks(
 
 def names_of(graph: Graph, arcs: Iterable[str] | None) -> tuple[str, ...]:
     """The arcs whose gates vary."""
+    arcs = (arcs,) if isinstance(arcs, str) else arcs
     names = tuple(a.name for a in graph.arcs) if arcs is None else tuple(arcs)
     graph.select(names)
     if len({*names}) < len(names):
@@ -152,15 +155,18 @@ def _sizes(dag: DAG, xs: tuple[Any, ...]) -> dict[str, int]:
 
 def _chunks(
     dag: DAG, names: tuple[str, ...], vectors: np.ndarray, sizes: dict[str, int]
-) -> Iterator[Plan]:
+) -> list[Plan]:
     """Plans of runs of gate vectors, as long as memory allows."""
-    step = len(vectors)
-    while (
-        step > 1 and _bytes(make_plan(dag.graph, names, vectors[:step]), sizes) > _BYTES
-    ):
+    largest = lambda plans: max(_bytes(plan, sizes) for plan in plans)
+    step = max(1, len(vectors))
+    while step > 1 and largest([make_plan(dag.graph, names, vectors[:step])]) > _BYTES:
         step = -(-step // 2)
-    for start in range(0, len(vectors), step):
-        yield make_plan(dag.graph, names, vectors[start : start + step])
+    while True:
+        starts = range(0, len(vectors), step)
+        plans = [make_plan(dag.graph, names, vectors[i : i + step]) for i in starts]
+        if step == 1 or not plans or largest(plans) <= _BYTES:
+            return plans
+        step = -(-step // 2)
 
 
 def _bytes(plan: Plan, sizes: dict[str, int]) -> int:

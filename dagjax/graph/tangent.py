@@ -23,10 +23,17 @@ def floats(z: Values) -> Tangent:
     return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, z)
 
 
+def is_float_at(values: Values, node: str) -> bool:
+    """Whether a node holds something that can be differentiated."""
+    return any(map(is_float, jax.tree.leaves(values[node])))
+
+
 def filled(values: Values, z: Tangent) -> Values:
-    """A tangent-shaped state with its integers."""
+    """The values with those of some nodes replaced, where they are floats."""
     pick = lambda new, old: old if new is None else new
-    return jax.tree.map(pick, z, values, is_leaf=lambda leaf: leaf is None)
+    old = {node: values[node] for node in z}
+    new = jax.tree.map(pick, z, old, is_leaf=lambda leaf: leaf is None)
+    return values | new
 
 
 def flat(z: Any) -> jax.Array:

@@ -260,7 +260,7 @@ def _levels(graph: Graph) -> dict[str, int]:
 
     A node with a rank waits for that level at least.
     """
-    ranks = dict(graph.ranks)
+    ranks = {n: rank for n, rank in graph.ranks if isinstance(rank, int)}
     out: dict[str, list[str]] = {}
     waiting: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     waiting |= dict.fromkeys(graph.space_of, 0)
@@ -303,6 +303,7 @@ def _validate(graph: Graph) -> None:
     ):
         if twice := [n for n, count in collections.Counter(names).items() if count > 1]:
             raise GraphError(f"two {what} named {twice[0]!r}; give each its own name")
+    _validate_ranks(graph)
     _validate_reach(graph)
     for arc in graph.arcs:
         _validate_port(graph, arc)
@@ -351,6 +352,18 @@ def _validate_reach(graph: Graph) -> None:
             raise GraphError(
                 f"arc {arc.name!r} reads {arc.source!r}, which is no input and has no "
                 f"arc into it; the nodes are {', '.join(sorted(fed | {*graph.inputs}))}"
+            )
+
+
+def _validate_ranks(graph: Graph) -> None:
+    for node, level in graph.ranks:
+        if node not in graph.levels:
+            raise GraphError(
+                f"no node named {node!r}; the nodes are {', '.join(graph.nodes)}"
+            )
+        if not isinstance(level, int) or level < 0 or (level and node in graph.inputs):
+            raise GraphError(
+                f"level {level!r} of {node!r}: a whole number, 0 for an input"
             )
 
 

@@ -76,6 +76,11 @@ def apply(mask: Mask, params: Any) -> Any:
         >>> print(apply(jnp.array([True, False]), jnp.array([1.0, jnp.nan])))
         [1. 0.]
     """
+    for leaf in jax.tree.leaves(mask):
+        if not jnp.issubdtype(jnp.result_type(leaf), bool):
+            raise TypeError(
+                f"a mask holds bools, got {jnp.result_type(leaf)}: apply(mask, params)"
+            )
     keep = lambda m, x: jnp.where(m, x, jnp.zeros_like(x))
     return tree_map(keep, mask, params, hole=lambda x: x)
 

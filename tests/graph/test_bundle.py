@@ -138,6 +138,31 @@ def test_tied_arcs_stay_tied():
     assert nets.same(dj.unbundle(small, dag.graph).params, dag.params)
 
 
+def test_an_arc_tied_to_another_one_stays_tied():
+    arcs = [
+        dj.Arc("a", "x", "h", nn.Dense(3)),
+        dj.Arc("b", "x", "h", nn.Dense(3), tied="a"),
+        dj.Arc("c", "h", "y", nn.Dense(3), tied="a"),
+    ]
+    dag, xs = made(dj.Graph(arcs, "x", "y"), [(3,)])
+    small = dj.bundle(dag)
+    assert [*small.params] == ["a"]
+    assert nets.distance(small(*xs), dag(*xs)) <= 1e-6
+
+
+def test_the_state_keeps_its_structure():
+    """So that a bundle can be trained in a scan."""
+    dag, xs = made(neat(20, 8, 3), [()] * 3)
+    small = dj.bundle(dag)
+    assert small.apply(*xs, train=True)[1] == small.state == {}
+
+
+def test_an_output_that_is_an_input():
+    arcs = [dj.Arc("a", "x", "y", nn.Dense(3)), dj.Arc("b", "x", "y", nn.Dense(3))]
+    dag, xs = made(dj.Graph(arcs, "x", ["x", "y"]), [(3,)])
+    assert nets.distance(dj.bundle(dag)(*xs), dag(*xs)) <= 1e-6
+
+
 def test_state_and_random_arcs():
     branch = lambda: dj.block(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.5))
     graph = dj.parallel(*[branch() for _ in range(5)])

@@ -114,6 +114,32 @@ def test_random(plan):
         assert nets.distance(fine(*case.xs), case.dag(*case.xs)) <= 1e-12
 
 
+def test_an_arc_that_carries_the_identity(key):
+    """Nothing is lost where the inner input is the inner output."""
+    whole = dj.Arc("a", "x", "y", dj.Graph([], "x", "x"))
+    graph = dj.Graph([whole, dj.Arc("b", "x", "y", nn.Dense(3))], "x", "y")
+    x = jnp.ones((1, 3))
+    dag = dj.init(key, graph, x)
+    assert nets.distance(dj.split(dag, "a")(x), dag(x)) <= 1e-6
+
+
+def test_names_that_are_taken(key):
+    dense = nn.Dense(3)
+    inner = dj.series(nn.Dense(3, name="W"), jnp.tanh)
+    arcs = [
+        dj.Arc("fc", "x", "h", inner),
+        dj.Arc("one", "h", "y", dense, tied="fc/W"),
+        dj.Arc("two", "h", "y", dense, tied="fc/W"),
+    ]
+    dag = dj.init(key, dj.Graph(arcs, "x", "y"), jnp.ones((1, 3)))
+    with pytest.raises(dj.GraphError, match="'fc/W' is taken"):
+        dj.split(dag, "fc")
+    nodes = [dj.Arc("fc", "x", "h", inner), dj.Arc("b", "h", "fc/n1", jnp.tanh)]
+    dag = dj.init(key, dj.Graph(nodes, "x", "fc/n1"), jnp.ones((1, 3)))
+    with pytest.raises(dj.GraphError, match="a node 'fc/n1' already"):
+        dj.split(dag, "fc")
+
+
 def test_errors(key):
     case = nets.zoo("dense_block")
     with pytest.raises(dj.GraphError, match="'x1' inside has Arc"):
@@ -129,7 +155,9 @@ def test_errors(key):
     dag = dj.init(key, dj.Graph(arcs, "h0", "h3"), jnp.ones((1, 4)))
     with pytest.raises(dj.GraphError, match="shares parameters"):
         dj.contract(dag, ["s0", "s1"])
-    assert len(dj.contract(dag).graph.arcs) == 3
+    beside = dj.insert(dag, dj.Arc("other", "h0", "h3", cell, tied="c"))
+    assert len(dj.contract(beside).graph.arcs) == 4  # tied to an arc outside
+    assert len(dj.contract(dag).graph.arcs) == 1
     whole = dj.contract(dag, ["s0", "s1", "s2"], "net")
     assert nets.distance(whole(jnp.ones((1, 4))), dag(jnp.ones((1, 4)))) <= 1e-6
     again = dj.split(whole, "net")

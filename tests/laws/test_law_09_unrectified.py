@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 
 import dagjax as dj
@@ -218,3 +219,44 @@ def test_too_large_for_matrices():
     lin = dj.linearize(dag, x, tolerance=0)
     with pytest.raises(ValueError, match="use push, pull"):
         lin.matrices()
+
+
+def token_net():
+    graph = dj.series(nn.Embed(7, 4), nn.relu, nn.Dense(3))
+    ids = jnp.array([[1, 5]])
+    return dj.init(jax.random.key(0), graph, ids), ids
+
+
+def test_integers_have_no_columns():
+    dag, ids = token_net()
+    lin = dj.linearize(dag, ids)
+    h = functools.reduce(lambda z, one: one(z), lin.matrices(), lin.vector(lin.b))
+    assert nets.distance(h["out"], dag(ids).reshape(-1)) <= 1e-6
+    assert lin.path_norms().block("out", "n1").shape == (1, 1)
+    with pytest.raises(dj.GraphError, match="'in' holds ports or integers"):
+        lin.jacobian()
+    classes = dj.series(nn.Dense(3), functools.partial(jnp.argmax, axis=-1))
+    x = jnp.ones((1, 2))
+    lin = dj.linearize(dj.init(jax.random.key(0), classes, x), x)
+    with pytest.raises(dj.GraphError, match="'out' shows integers"):
+        dj.contributions(lin)
+
+
+def test_softmax_is_no_kink():
+    """Stand-ins for infinity and ties of the largest logit bend nothing."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 4, 3)), jnp.float32)
+    for causal in (False, True):
+        qkv = [nn.Dense(3, name=n) for n in "qkv"]
+        graph = dj.series(dj.merge(dj.Attention(causal), *qkv), nn.Dense(2))
+        dj.linearize(dj.init(jax.random.key(0), graph, x), x)
+    graph = dj.series(nn.Dense(3), jax.nn.softmax, nn.Dense(2))
+    dj.linearize(dj.init(jax.random.key(0), graph, x), x)
+
+
+def test_levels_without_arcs():
+    case = nets.zoo("mlp")
+    lin = dj.linearize(dj.relevel(case.dag, {"out": 5}), *point(case)[0])
+    assert len(lin.matrices()) == 5
+    assert nets.distance(lin.path_norms().dense(), point(case)[1].path_norms().dense(
+    )) <= 1e-6  # fmt: skip

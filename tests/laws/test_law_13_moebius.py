@@ -221,5 +221,5 @@ def test_random(plan):
 def test_sampling_needs_a_key():
     graph = webs([(i, i + 1) for i in range(21)], lambda _: jnp.tanh)
     dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 2)))
-    with pytest.raises(ValueError, match="21 arcs: beyond 20"):
+    with pytest.raises(ValueError, match=r"more than 20 \(here 21\)"):
         dj.shapley(dag, jnp.ones((1, 2)))
