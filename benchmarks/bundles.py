@@ -2,7 +2,8 @@
 
     python benchmarks/bundles.py
 
-48 inputs, 48 outputs and an arc `w tanh(x)` between any two; and a random DAG. Times to
+Arcs `w tanh(x)`, 2,304 of them: a hidden layer (47 inputs, 48 nodes, one output), and 48
+inputs with 48 outputs, each of which is an arc that picks a row of the stack. Times to
 compile a training step (value, gradient, Adam) and to run it, as a training loop does.
 The random DAG is trained bundled only: compiling it arc by arc takes minutes.
 """
@@ -42,6 +43,13 @@ def bipartite(n: int) -> dj.Graph:
     arcs = [arc(i, n + j) for i in range(n) for j in range(n)]
     names = [f"n{i}" for i in range(2 * n)]
     return dj.Graph(arcs, names[:n], names[n:])
+
+
+def one_hidden(n: int) -> dj.Graph:
+    """`n - 1` inputs, `n` hidden nodes, one output: `n^2` arcs."""
+    arcs = [arc(i, n + j) for i in range(n - 1) for j in range(n)]
+    arcs += [arc(n + j, 2 * n) for j in range(n)]
+    return dj.Graph(arcs, [f"n{i}" for i in range(n - 1)], f"n{2 * n}")
 
 
 def random_dag(arcs: int, nodes: int, inputs: int) -> dj.Graph:
@@ -138,6 +146,7 @@ def main() -> None:
     record.write(
         "bundles",
         {
+            "one hidden layer": both(one_hidden(48)),
             "bipartite": both(bipartite(48)),
             "random": trained(random_dag(10_000, 1_000, 16)),
         },
