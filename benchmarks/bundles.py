@@ -2,10 +2,10 @@
 
     python benchmarks/bundles.py
 
-Arcs `w tanh(x)`, 2,304 of them: a hidden layer (47 inputs, 48 nodes, one output), and 48
-inputs with 48 outputs, each of which is an arc that picks a row of the stack. Times to
-compile a training step (value, gradient, Adam) and to run it, as a training loop does.
-The random DAG is trained bundled only: compiling it arc by arc takes minutes.
+Arcs `w tanh(x)`, 2,304 of them: a hidden layer (47 inputs, 48 nodes, one output), and
+48 inputs with 48 outputs, each of which is an arc that picks a row of the stack. Times
+to compile a training step (value, gradient, Adam) and to run it, as a training loop
+does. The random DAG is trained bundled only: compiling it arc by arc takes minutes.
 """
 
 from __future__ import annotations
