@@ -272,3 +272,11 @@ def test_error_of_an_arc_names_it():
 def test_arc_must_return_an_array():
     with pytest.raises(dj.GraphError, match="must return one array, got tuple"):
         dj.init(jax.random.key(0), dj.series(lambda x: (x, x)), jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("ranks", [{"x": -1}, {"h": 2.5}, {"x": 1}, {"lost": 1}])
+def test_ranks_are_checked(ranks):
+    arcs = [dj.Arc("a", "x", "h", abs), dj.Arc("b", "h", "y", abs)]
+    assert dj.Graph(arcs, "x", "y", ranks={"h": 3}).levels == {"x": 0, "h": 3, "y": 4}
+    with pytest.raises(dj.GraphError, match=r"whole number|no node named 'lost'"):
+        dj.Graph(arcs, "x", "y", ranks=ranks)

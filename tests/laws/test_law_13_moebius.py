@@ -223,3 +223,17 @@ def test_sampling_needs_a_key():
     dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 2)))
     with pytest.raises(ValueError, match=r"more than 20 \(here 21\)"):
         dj.shapley(dag, jnp.ones((1, 2)))
+
+
+def test_readouts():
+    """One array, complex perhaps; trees would mix with the sets."""
+    with nets.precision("float64"):
+        case = case_of("twice")
+        turned = dj.shapley(case.dag, *case.xs, readout=lambda y: 1j * y.sum())
+        plain = dj.shapley(case.dag, *case.xs, readout=lambda y: y.sum())
+        for arc, value in plain.values.items():
+            assert abs(turned.values[arc] - 1j * value) <= 1e-12
+        with pytest.raises(ValueError, match="give a readout that returns one"):
+            dj.interactions(case.dag, *case.xs, readout=lambda y: (y.sum(), y.max()))
+        with pytest.raises(ValueError, match="at least one of each"):
+            dj.shapley(case.dag, *case.xs, arcs=[])
