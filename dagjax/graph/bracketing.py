@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.dag import DAG
-from dagjax.graph.sweep import Values, read, sweep, zeros
+from dagjax.graph.sweep import Values, climb, read, sweep, zeros
 from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 _PATHS = 2**16
@@ -46,8 +46,7 @@ class Transfer:
         graph = self.dag.graph
         _check_value(self.dag, self.source, y)
         z = zeros(graph, _batch(y)) | {self.source: y}
-        for arcs in graph.at_level[1:]:
-            z, _ = sweep(graph, arcs, self.dag.params, self.dag.state, z)
+        z, _ = climb(graph, self.dag.params, self.dag.state, z)
         return read(graph, self.target, z[self.target])
 
 
@@ -128,7 +127,7 @@ def transfer(dag: DAG, source: str, target: str) -> Transfer:
         >>> bool((dj.transfer(dag, "in", "out")(x) == dag(x)).all())
         True
     """
-    _check(dag, source, target)
+    dag.graph.check_nodes(source, target)
     return Transfer(dag, source, target)
 
 
@@ -163,7 +162,7 @@ def path_sum(dag: DAG, source: str, target: str, *, apart: bool = True) -> PathS
         >>> print(dj.transfer(dag, "in", "out")(x), dj.path_sum(dag, "in", "out")(x))
         [[0.]] [[2.]]
     """
-    _check(dag, source, target)
+    dag.graph.check_nodes(source, target)
     graph, passed = dag.graph, ancestors(dag.graph, [target]) - {target}
     for node in passed & {*graph.merge_of}:
         if not getattr(graph.merge_of[node], "additive", False):
@@ -204,14 +203,6 @@ def path_gap(
     p, q = transfer(dag, *ends)(y), path_sum(dag, *ends)(y)
     gap = jnp.linalg.norm(p - q)
     return jnp.where(gap == 0, gap, gap / jnp.linalg.norm(p))
-
-
-def _check(dag: DAG, *nodes: str) -> None:
-    for node in nodes:
-        if node not in dag.graph.levels:
-            raise GraphError(
-                f"no node named {node!r}; the nodes are {', '.join(dag.graph.nodes)}"
-            )
 
 
 def _check_value(dag: DAG, node: str, y: Any) -> None:

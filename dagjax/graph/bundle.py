@@ -10,7 +10,6 @@ rectangular form of the level factor.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,11 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from dagjax.graph.dag import DAG
 from dagjax.graph.functions import Function, Params, State
+from dagjax.graph.initialize import draw_stacked
 from dagjax.graph.merges import Concat
+from dagjax.graph.sweep import is_traced
 from dagjax.graph.topology import Arc, Graph, GraphError, Space
 
 
@@ -56,9 +56,7 @@ class Bundle(Function):
         one = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
         if self.shared:
             return self.fn.init(key, one)
-        codes = np.array([zlib.crc32(name.encode()) for name in self.names], np.uint32)
-        keys = jax.vmap(lambda code: jax.random.fold_in(key, code))(codes)
-        return jax.vmap(lambda key: self.fn.init(key, one))(keys)
+        return draw_stacked(key, self.fn, one, self.names)
 
     def apply(
         self, params: Params, state: State, x: Any, *, train: bool, key: Any
@@ -285,7 +283,7 @@ def _check(graph: Graph) -> None:
 
 def _stacked(trees: list[Any]) -> Any:
     """Along a new first axis; on the host, where a thousand operands do not matter."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
+    if is_traced(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
     join = lambda *leaves: jnp.asarray(np.stack(leaves))
     return jax.tree.map(join, *jax.device_get(trees))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dagjax.graph.dag import DAG, parts_of
@@ -140,8 +140,7 @@ def _chains(graph: Graph) -> list[list[str]]:
         chain = [arc]
         while single(chain[-1].target):
             chain += out[chain[-1].target]
-        ours = {a.params_name for a in chain}
-        if not any(a.params_name in ours for a in graph.arcs if a not in chain):
+        if not _tied_outside(graph, chain):
             chains.append([a.name for a in chain])
     return chains
 
@@ -181,10 +180,16 @@ def _check_names(names: Iterable[str], rest: list[Arc]) -> None:
 
 
 def _check_ties(graph: Graph, inside: tuple[Arc, ...]) -> None:
+    for arc in _tied_outside(graph, inside):
+        raise GraphError(f"{arc!r} shares parameters with the part; contract both")
+
+
+def _tied_outside(graph: Graph, inside: Sequence[Arc]) -> list[Arc]:
+    """Arcs outside a part that share its parameters."""
+    names = {arc.name for arc in inside}
     ours = {arc.params_name for arc in inside}
-    for arc in graph.arcs:
-        if arc not in inside and arc.params_name in ours:
-            raise GraphError(f"{arc!r} shares parameters with the part; contract both")
+    rest = [arc for arc in graph.arcs if arc.name not in names]
+    return [arc for arc in rest if arc.params_name in ours]
 
 
 def _merge_at(

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dagjax.graph.dag import DAG
+from dagjax.graph.dag import DAG, graph_of
 from dagjax.graph.topology import Graph, GraphError, live_arcs
 
 _STATES = 2**17  # of the frontier; beyond it the count takes minutes and gigabytes
@@ -32,7 +32,7 @@ def count_paths(net: Graph | DAG) -> int:
         >>> count_paths(dj.Graph(diamond, "x", "y"))
         2
     """
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     paths = dict.fromkeys(graph.nodes, 0) | dict.fromkeys(graph.inputs, 1)
     for arc in graph.arcs:
         paths[arc.target] += paths[arc.source]
@@ -58,7 +58,7 @@ def count_subgraphs(net: Graph | DAG) -> int:
         >>> count_subgraphs(dj.zoo.resnet(20)) == 3**9
         True
     """
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     ends = {*graph.outputs} - {*graph.inputs}
     steps = _reduced(_steps(graph), {*graph.inputs, *graph.outputs})
     counts: dict[Frontier, int] = {frozenset(): 1}
@@ -96,7 +96,7 @@ def subgraphs(net: Graph | DAG) -> Iterator[frozenset[str]]:
         >>> [sorted(arcs) for arcs in subgraphs(dj.parallel(abs, dj.identity))]
         [['abs'], ['identity'], ['abs', 'identity']]
     """
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     names = [arc.name for arc in graph.arcs]
     if len(names) > _LISTED:
         raise GraphError(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.functions import Params, State
-from dagjax.graph.sweep import Values, read, start, sweep
+from dagjax.graph.sweep import Values, climb, read, start
 from dagjax.graph.topology import Arc, Graph
 
 
@@ -80,11 +80,9 @@ class DAG:
         """
         values, state = start(self.graph, xs), self.state
         self.graph.select(gates or ())  # names that do not exist
-        for arcs in self.graph.at_level:
-            values, state = sweep(
-                self.graph, arcs, self.params, state, values,
-                gates=gates, train=train, key=key,
-            )  # fmt: skip
+        values, state = climb(
+            self.graph, self.params, state, values, gates=gates, train=train, key=key
+        )
         outputs = tuple(read(self.graph, n, values[n]) for n in self.graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs, state
 
@@ -104,8 +102,12 @@ def gates(dag: DAG | Graph) -> dict[str, jax.Array]:
         >>> dj.gates(dj.zoo.lenet_300_100())
         {'fc1': Array(1., dtype=float32), 'fc2': ..., 'fc3': ...}
     """
-    graph = dag.graph if isinstance(dag, DAG) else dag
-    return {arc.name: jnp.ones(()) for arc in graph.arcs}
+    return {arc.name: jnp.ones(()) for arc in graph_of(dag).arcs}
+
+
+def graph_of(net: DAG | Graph) -> Graph:
+    """The graph of a network, or the graph itself."""
+    return net.graph if isinstance(net, DAG) else net
 
 
 def inject(dag: DAG, *xs: Any) -> Values:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import functools
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from dagjax.graph.dag import DAG
 from dagjax.graph.functions import Function, Params, State
 from dagjax.graph.sweep import (
     Values,
+    carry,
+    climb,
     deliver,
+    is_traced,
     noted,
     read,
     shape_of,
     start,
-    sweep,
+    stream,
     zero,
     zeros,
 )
@@ -91,9 +92,7 @@ def shaped(dag: DAG) -> DAG:
 
     def values(dag: DAG) -> Values:
         z = start(graph, [zero(graph, node, None, (_ODD,)) for node in graph.inputs])
-        for arcs in graph.at_level[1:]:
-            z, _ = sweep(graph, arcs, dag.params, dag.state, z)
-        return _values_only(z)
+        return _values_only(climb(graph, dag.params, dag.state, z)[0])
 
     found = jax.tree.map(lambda v: _space(v, (_ODD,)), jax.eval_shape(values, dag))
     return dag.replace(graph=graph.replace(spaces=found))
@@ -109,15 +108,14 @@ def check_arc(dag: DAG, arc: Arc) -> None:
     if arc.source not in graph.space_of or arc.target not in graph.space_of:
         return
     own = dag.params.get(arc.params_name, {})
-    held = dag.state.get(arc.params_name, {})
 
-    def run(own: Any, held: Any) -> tuple[Any, Any]:
+    def run(dag: DAG) -> tuple[Any, Any]:
         z = zeros(graph, (1,))
-        x = read(graph, arc.source, z[arc.source])
-        return arc.fn.apply(own, held, x, train=False, key=None)[0], z[arc.target]
+        y, _ = carry(graph, arc, dag.params, dag.state, z[arc.source])
+        return y, z[arc.target]
 
     try:
-        y, old = jax.eval_shape(run, own, held)
+        y, old = jax.eval_shape(run, dag)
     except Exception as error:
         raise GraphError(
             f"{arc!r} cannot read {arc.source!r} with the parameters that it was given "
@@ -140,19 +138,25 @@ def _drawn(
     key: jax.Array, fn: Function, x: Any, names: list[str]
 ) -> Iterator[tuple[str, Params, State]]:
     """Initial parameters and state of equal arcs; of very many in one call."""
-    code = lambda name: zlib.crc32(name.encode())
     if len(names) < _MANY:
         for name in names:
-            yield name, *fn.init(jax.random.fold_in(key, code(name)), x)
+            yield name, *fn.init(jax.random.fold_in(key, stream(name)), x)
         return
-    codes = np.array([code(name) for name in names], np.uint32)
-    draw = lambda code: fn.init(jax.random.fold_in(key, code), x)
-    drawn = jax.vmap(draw)(codes)  # not jitted: the bits of one by one
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(drawn)):
+    drawn = draw_stacked(key, fn, x, names)
+    if not is_traced(drawn):
         drawn = jax.device_get(drawn)  # rows of host arrays cost nothing
     leaves, tree = jax.tree.flatten(drawn)
     for i, name in enumerate(names):
         yield name, *tree.unflatten([jnp.asarray(leaf[i]) for leaf in leaves])
+
+
+def draw_stacked(
+    key: jax.Array, fn: Function, x: Any, names: Iterable[str]
+) -> tuple[Params, State]:
+    """Initial parameters and state of equal arcs along a new first axis."""
+    codes = np.array([stream(name) for name in names], np.uint32)
+    draw = lambda code: fn.init(jax.random.fold_in(key, code), x)
+    return jax.vmap(draw)(codes)  # not jitted: the bits of one by one
 
 
 def _delivered(graph: Graph, arc: Arc, old: Any, y: Any) -> Any:

@@ -18,13 +18,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from dagjax.graph import kink
 from dagjax.graph.dag import DAG, inject
 from dagjax.graph.freeze import freeze
-from dagjax.graph.matrix import BlockMatrix, Vector, product
-from dagjax.graph.sweep import Values, read, sweep
+from dagjax.graph.matrix import BlockMatrix, Vector, product, summed
+from dagjax.graph.sweep import Values, climb, is_traced, read, sweep
 from dagjax.graph.tangent import Tangent, basis, filled, flat, floats, is_float_at
 from dagjax.graph.topology import Arc, GraphError
 
@@ -123,14 +122,12 @@ class Linearization:
             ValueError: If the blocks would take more than 512 MiB.
         """
         self._check_size()
-        sizes = tuple((node, v.size) for node, v in self.vector(self.values).items())
-        make = lambda arcs: BlockMatrix(self._blocks(arcs), sizes)
+        make = lambda arcs: BlockMatrix(self._blocks(arcs), self._nodes())
         return tuple(make(arcs) for arcs in self.dag.graph.at_level[1:])
 
     def product(self) -> BlockMatrix:
         """`L_n ... L_1 = (I - N)^-1`, dense: the sum over all paths."""
-        sizes = tuple((node, v.size) for node, v in self.vector(self.values).items())
-        return product((BlockMatrix({}, sizes), *self.matrices()))
+        return product((BlockMatrix({}, self._nodes()), *self.matrices()))
 
     def vector(self, z: Tangent) -> Vector:
         """A state as the vectors that the matrices multiply: `{node: [dimension]}`.
@@ -152,14 +149,10 @@ class Linearization:
         ones = tuple((node, 1) for node in self.dag.graph.nodes)
         wide = lambda block: block.astype(jnp.promote_types(block.dtype, jnp.float32))
         norm = lambda block: jnp.linalg.norm(wide(block), ord=ord)[None, None]
-        norms = lambda arcs: {p: norm(b) for p, b in self._blocks(arcs).items()}
+        norms = lambda arc: ((p, norm(b)) for p, b in self._blocks([arc]).items())
         self._check_size()
         return product(
-            functools.reduce(
-                _add,
-                [BlockMatrix(norms([arc]), ones) for arc in arcs],
-                BlockMatrix({}, ones),
-            )
+            BlockMatrix(summed(term for arc in arcs for term in norms(arc)), ones)
             for arcs in self.dag.graph.at_level
         )
 
@@ -233,6 +226,10 @@ class Linearization:
                 "push, pull, jacobian and contributions, which need no matrices"
             )
 
+    def _nodes(self) -> tuple[tuple[str, int], ...]:
+        """Nodes with the dimensions of their vectors."""
+        return tuple((node, v.size) for node, v in self.vector(self.values).items())
+
     def _zeros(self) -> Tangent:
         return jax.tree.map(jnp.zeros_like, floats(self.values))
 
@@ -259,11 +256,8 @@ class Linearization:
     def _named(self, node: str | None, nodes: tuple[str, ...], what: str) -> str:
         if node is None and len(nodes) != 1:
             raise GraphError(f"name one {what} of {', '.join(nodes)}")
-        if node is not None and node not in self.dag.graph.levels:
-            raise GraphError(
-                f"no node named {node!r}; the nodes are "
-                f"{', '.join(self.dag.graph.nodes)}"
-            )
+        if node is not None:
+            self.dag.graph.check_nodes(node)
         return next(iter(nodes)) if node is None else node
 
     def shown(self, node: str) -> jax.Array:
@@ -322,7 +316,7 @@ def linearize(
         raise ValueError(f"kind {kind!r}: expected 'value' or 'jacobian'")
     dag.graph.select(gates or ())
     point = _point(dag, xs, None if gates is None else dict(gates), kind)
-    if tolerance and not _traced(point):
+    if tolerance and not is_traced(point):
         kink.warn(dag.graph, _near_kinks(point, tolerance), tolerance)
     return point
 
@@ -332,8 +326,7 @@ def _point(
     dag: DAG, xs: Any, gates: Any, kind: Literal["value", "jacobian"]
 ) -> Linearization:
     values = inject(dag, *xs)
-    for arcs in dag.graph.at_level[1:]:
-        values, _ = sweep(dag.graph, arcs, dag.params, dag.state, values, gates=gates)
+    values, _ = climb(dag.graph, dag.params, dag.state, values, gates=gates)
     point = Linearization(dag, values, {}, gates, kind)
     return dataclasses.replace(point, b=point.inverse(floats(values)))
 
@@ -345,15 +338,3 @@ def _near_kinks(point: Linearization, tolerance: Any) -> dict[str, jax.Array]:
         arc.name: kink.near_kink(exact._increments([arc]), values, tolerance)
         for arc in point.dag.graph.arcs
     }
-
-
-def _traced(tree: Any) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def _add(left: BlockMatrix, right: BlockMatrix) -> BlockMatrix:
-    """`I + A + B`, of arcs into one level."""
-    total = dict(left.blocks)
-    for place, block in right.blocks.items():
-        total[place] = total[place] + block if place in total else block
-    return BlockMatrix(total, left.nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable
 
 import jax
@@ -48,14 +49,13 @@ class BlockMatrix:
 
     def __matmul__(self, other: BlockMatrix) -> BlockMatrix:
         """`(I + A)(I + B) = I + A + B + A B`."""
-        total = dict(self.blocks)
-        for place, block in other.blocks.items():
-            total[place] = total[place] + block if place in total else block
-        for (row, middle), left in self.blocks.items():
-            for (_, column), right in other._rows.get(middle, ()):
-                block, place = left @ right, (row, column)
-                total[place] = total[place] + block if place in total else block
-        return BlockMatrix(total, self.nodes)
+        products = [
+            ((row, column), left @ right)
+            for (row, middle), left in self.blocks.items()
+            for (_, column), right in other._rows.get(middle, ())
+        ]
+        terms = itertools.chain(self.blocks.items(), other.blocks.items(), products)
+        return BlockMatrix(summed(terms), self.nodes)
 
     def __call__(self, vector: Vector) -> Vector:
         """The matrix times a vector."""
@@ -110,6 +110,14 @@ class BlockMatrix:
         n = sum(size for _, size in self.nodes)
         places = ", ".join(f"{row} <- {column}" for row, column in self.blocks)
         return f"BlockMatrix({n} x {n}: I + [{places}])"
+
+
+def summed(terms: Iterable[tuple[tuple[str, str], jax.Array]]) -> Blocks:
+    """`{place: sum of the blocks there}`."""
+    total: Blocks = {}
+    for place, block in terms:
+        total[place] = total[place] + block if place in total else block
+    return total
 
 
 def product(matrices: Iterable[BlockMatrix]) -> BlockMatrix:

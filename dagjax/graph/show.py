@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.counts import count_paths
-from dagjax.graph.dag import DAG, count_params
+from dagjax.graph.dag import DAG, count_params, graph_of
 from dagjax.graph.functions import Function
 from dagjax.graph.initialize import init
 from dagjax.graph.topology import Arc, Graph, Space
@@ -55,7 +55,7 @@ def summary(net: Graph | DAG) -> str:
         '12 nodes, 20 arcs, 11 levels, 512 paths, 272,474 parameters'
     """
     net = _with_shapes(net, ())
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     counts = [
         (len(graph.nodes), "node"),
         (len(graph.arcs), "arc"),
@@ -83,7 +83,7 @@ def _example(space: Space) -> jax.ShapeDtypeStruct:
 
 
 def _lines(net: Graph | DAG) -> list[tuple[str, ...]]:
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     lines = []
     for node, level in graph.levels.items():
         first = (str(level), node, _shape(graph.space_of.get(node)))

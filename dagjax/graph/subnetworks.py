@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.graph.dag import DAG, inject
-from dagjax.graph.sweep import Values, deliver, read
+from dagjax.graph.functions import identity
+from dagjax.graph.sweep import Values, carry, deliver, read
 from dagjax.graph.topology import Graph, GraphError
 
 LIMIT = 20  # arcs of which all gate vectors are listed
@@ -92,18 +93,17 @@ def all_subnetworks(
     vectors = _vectors(names, gates)
     if not len(vectors):
         raise ValueError("no gate vectors: give at least one row of gates")
-    readout = _whole if readout is None else readout
+    readout = identity if readout is None else readout
     plans = _chunks(dag, names, vectors, _sizes(dag, xs))
-    parts = []
+    parts, done = [], 0
     for plan, padded in zip(plans, _padded(plans), strict=True):
         rows = _evaluate(dag, xs, padded.nodes, padded.outputs, readout)
         parts.append(
             jax.tree.map(lambda y, plan=plan: np.asarray(y)[plan.vectors], rows)
         )
+        done += len(plan.vectors)
         if progress is not None:
-            progress(
-                sum(len(plan.vectors) for plan in plans[: len(parts)]), len(vectors)
-            )
+            progress(done, len(vectors))
     outputs = jax.tree.map(lambda *ys: np.concatenate(ys), *parts)
     return Subnetworks(names, vectors, outputs)
 
@@ -142,10 +142,6 @@ def all_vectors(n: int) -> np.ndarray:
     return (index >> np.arange(n)[None, ::-1]) % 2 == 1
 
 
-def _whole(outputs: Any) -> Any:
-    return outputs
-
-
 def _sizes(dag: DAG, xs: tuple[Any, ...]) -> dict[str, int]:
     """Bytes of every node's value."""
     values = jax.eval_shape(lambda dag, xs: inject(dag, *xs), dag, xs)
@@ -158,13 +154,13 @@ def _chunks(
 ) -> list[Plan]:
     """Plans of runs of gate vectors, as long as memory allows."""
     largest = lambda plans: max(_bytes(plan, sizes) for plan in plans)
-    step = max(1, len(vectors))
+    step = len(vectors)
     while step > 1 and largest([make_plan(dag.graph, names, vectors[:step])]) > _BYTES:
         step = -(-step // 2)
     while True:
         starts = range(0, len(vectors), step)
         plans = [make_plan(dag.graph, names, vectors[i : i + step]) for i in starts]
-        if step == 1 or not plans or largest(plans) <= _BYTES:
+        if step == 1 or largest(plans) <= _BYTES:
             return plans
         step = -(-step // 2)
 
@@ -260,12 +256,7 @@ def _evaluate(
 
 def _apply(dag: DAG, arc: Any, stacks: Values) -> jax.Array:
     """The arc's function of all rows of its source."""
-    own, held = dag.params.get(arc.params_name, {}), dag.state.get(arc.params_name, {})
-
-    def one(value: Any) -> jax.Array:
-        x = read(dag.graph, arc.source, value)
-        return arc.fn.apply(own, held, x, train=False, key=None)[0]
-
+    one = lambda value: carry(dag.graph, arc, dag.params, dag.state, value)[0]
     return jax.vmap(one)(stacks[arc.source])
 
 

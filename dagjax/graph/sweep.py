@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dagjax.graph.functions import Params, State
 from dagjax.graph.merges import Port
 from dagjax.graph.topology import Arc, Graph, GraphError
 
 Values = dict[str, Any]  # {node: array, or a tuple of ports}
+_NOTHING: State = {}  # of an arc without state; one object, so that it is known again
 
 
 def start(
@@ -71,12 +73,9 @@ def sweep(
     """
     new, kept = dict(values if onto is None else onto), state
     for arc in arcs:
-        own, held = params.get(arc.params_name, {}), state.get(arc.params_name, {})
-        random = None if key is None else jax.random.fold_in(key, stream(arc))
-        x = read(graph, arc.source, values[arc.source])
-        with noted(arc, x):
-            y, updated = arc.fn.apply(own, held, x, train=train, key=random)
-        if updated is not held:
+        value = values[arc.source]
+        y, updated = carry(graph, arc, params, state, value, train=train, key=key)
+        if updated is not state.get(arc.params_name, _NOTHING):
             kept = {**kept, arc.params_name: updated}
         gate = None if gates is None else gates.get(arc.name)
         new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
@@ -104,9 +103,49 @@ def deliver(
     return tuple(ports)
 
 
-def stream(arc: Arc) -> int:
+def climb(
+    graph: Graph,
+    params: dict[str, Params],
+    state: dict[str, State],
+    values: Values,
+    **options: Any,
+) -> tuple[Values, dict[str, State]]:
+    """All level factors one after the other, from values before level 1.
+
+    `options` are those of `sweep`.
+    """
+    for arcs in graph.at_level[1:]:
+        values, state = sweep(graph, arcs, params, state, values, **options)
+    return values, state
+
+
+def carry(
+    graph: Graph,
+    arc: Arc,
+    params: dict[str, Params],
+    state: dict[str, State],
+    value: Any,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[Any, State]:
+    """What an arc makes of the value of its source, and the arc's new state."""
+    own = params.get(arc.params_name, {})
+    held = state.get(arc.params_name, _NOTHING)
+    random = None if key is None else jax.random.fold_in(key, stream(arc.name))
+    x = read(graph, arc.source, value)
+    with noted(arc, x):
+        return arc.fn.apply(own, held, x, train=train, key=random)
+
+
+def stream(name: str) -> int:
     """The number under which an arc draws its random numbers: a hash of its name."""
-    return zlib.crc32(arc.name.encode())
+    return zlib.crc32(name.encode())
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether values are not known yet, as under jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager

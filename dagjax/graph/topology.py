@@ -189,6 +189,18 @@ class Graph:
         names = ("arcs", "inputs", "outputs", "merges", "spaces", "ranks")
         return Graph(**({name: getattr(self, name) for name in names} | changes))
 
+    def check_nodes(self, *nodes: str) -> None:
+        """Whether these nodes exist.
+
+        Raises:
+            GraphError: If there is no such node.
+        """
+        for node in nodes:
+            if node not in self.levels:
+                raise GraphError(
+                    f"no node named {node!r}; the nodes are {', '.join(self.nodes)}"
+                )
+
     def select(self, names: Iterable[str]) -> tuple[Arc, ...]:
         """The arcs of these names, in canonical order.
 
@@ -356,11 +368,8 @@ def _validate_reach(graph: Graph) -> None:
 
 
 def _validate_ranks(graph: Graph) -> None:
+    graph.check_nodes(*(node for node, _ in graph.ranks))
     for node, level in graph.ranks:
-        if node not in graph.levels:
-            raise GraphError(
-                f"no node named {node!r}; the nodes are {', '.join(graph.nodes)}"
-            )
         if not isinstance(level, int) or level < 0 or (level and node in graph.inputs):
             raise GraphError(
                 f"level {level!r} of {node!r}: a whole number, 0 for an input"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from dagjax.graph.dag import DAG
+from dagjax.graph.dag import DAG, graph_of
 from dagjax.graph.topology import Graph, live_arcs
 from dagjax.report import folding, scale
 from dagjax.report.folding import Folded
@@ -61,7 +61,7 @@ def draw(
         >>> figure = draw(dj.zoo.lenet_300_100(), {"fc2": 0.2})
         >>> figure.savefig("graph.png", dpi=150)  # doctest: +SKIP
     """
-    graph = net.graph if isinstance(net, DAG) else net
+    graph = graph_of(net)
     bare = gates is None and contributions is None
     folds = bare and len(graph.arcs) > _MANY if fold is None else fold
     folded = folding.fold(graph) if folds else folding.whole(graph)
