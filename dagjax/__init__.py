@@ -76,6 +76,11 @@ from dagjax.graph.topology import Arc as Arc
 from dagjax.graph.topology import Graph as Graph
 from dagjax.graph.topology import GraphError as GraphError
 from dagjax.graph.topology import live_arcs as live_arcs
+from dagjax.graph.tracing.adapters import from_linen as from_linen
+from dagjax.graph.tracing.adapters import from_nnx as from_nnx
+from dagjax.graph.tracing.errors import TraceError as TraceError
+from dagjax.graph.tracing.errors import TraceWarning as TraceWarning
+from dagjax.graph.tracing.trace import trace as trace
 from dagjax.graph.width import narrow as narrow
 from dagjax.graph.width import narrow_to as narrow_to
 from dagjax.report.drawing import draw as draw

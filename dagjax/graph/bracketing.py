@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.dag import DAG
-from dagjax.graph.sweep import Values, climb, read, sweep, zeros
+from dagjax.graph.sweep import Values, climb, sweep, zeros
 from dagjax.graph.topology import Arc, Graph, GraphError, ancestors
 
 _PATHS = 2**16
@@ -47,7 +47,7 @@ class Transfer:
         _check_value(self.dag, self.source, y)
         z = zeros(graph, _batch(y)) | {self.source: y}
         z, _ = climb(graph, self.dag.params, self.dag.state, z)
-        return read(graph, self.target, z[self.target])
+        return self.dag.read(self.target, z[self.target])
 
 
 @functools.partial(
@@ -90,7 +90,7 @@ class PathSum:
             jax.tree.map(lambda v: v[None], nothing[self.target])
         ]
         total = jax.tree.map(lambda leaf: leaf.sum(0), _joined(paths))
-        return read(graph, self.target, total)
+        return self.dag.read(self.target, total)
 
     def _step(
         self, arcs: list[Arc], row: str, column: str, nothing: Values, value: Any

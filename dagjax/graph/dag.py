@@ -78,13 +78,19 @@ class DAG:
             train: Static mode flag, handed to modules that take one.
             key: For random arcs in train mode; each arc draws from its own stream.
         """
-        values, state = start(self.graph, xs), self.state
+        form, state = self.graph.form, self.graph.form.context(xs, self.state)
+        values = start(self.graph, xs)
         self.graph.select(gates or ())  # names that do not exist
         values, state = climb(
             self.graph, self.params, state, values, gates=gates, train=train, key=key
         )
-        outputs = tuple(read(self.graph, n, values[n]) for n in self.graph.outputs)
-        return outputs[0] if len(outputs) == 1 else outputs, state
+        net = self.replace(state=state)
+        shown = lambda node: net.read(node, values[node])
+        return form.result(shown, self.graph.outputs, net)
+
+    def read(self, node: str, value: Any) -> Any:
+        """What an arc sees at a node: the sum, or the merge of its ports."""
+        return read(self.graph, node, value, self.params, self.state)
 
     def replace(self, **changes: Any) -> DAG:
         """A copy with other fields: `dag.replace(params=params)`."""
@@ -126,7 +132,9 @@ def inject(dag: DAG, *xs: Any) -> Values:
 def parts_of(
     dag: DAG, arcs: Iterable[Arc]
 ) -> tuple[dict[str, Params], dict[str, State]]:
-    """Parameters and state of some arcs."""
+    """Parameters and state of some arcs; arcs that read the whole trees keep them."""
+    if any(arc.rooted for arc in dag.graph.arcs):
+        return dag.params, dag.state
     names = dict.fromkeys(arc.params_name for arc in arcs)
     params, state = dag.params, dag.state
     return {n: params[n] for n in names if n in params}, {

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -41,7 +41,12 @@ class InitApply(Protocol):
 
 
 class Function(abc.ABC):
-    """An arc function in normal form, frozen and compared by value."""
+    """An arc function in normal form, frozen and compared by value.
+
+    `rooted` says that it reads the trees of the whole network, not only its own part.
+    """
+
+    rooted = False
 
     def __init__(self, fn: Any, identity: Hashable, name: str):
         self.fn, self.identity, self.name = fn, identity, name
@@ -108,10 +113,16 @@ class Linen(Function):
         self, params: Params, state: State, x: Any, *, train: bool, key: Any
     ) -> tuple[Any, State]:
         """Flax's apply; batch statistics are updated in train mode only."""
+        return self.call(params, state, [x], train, key)
+
+    def call(
+        self, params: Params, state: State, xs: Sequence[Any], train: bool, key: Any
+    ) -> tuple[Any, State]:
+        """Flax's apply with any number of arguments."""
         # Flax falls back to the "params" stream for every stream not named.
         rngs = {"params": key} if train and key is not None else None
         call = functools.partial(
-            self.fn.apply, {"params": params, **state}, x, rngs=rngs
+            self.fn.apply, {"params": params, **state}, *xs, rngs=rngs
         )
         if not (train and state):
             return call(**self._mode(train)), state

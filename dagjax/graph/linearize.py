@@ -23,7 +23,7 @@ from dagjax.graph import kink
 from dagjax.graph.dag import DAG, inject
 from dagjax.graph.freeze import freeze
 from dagjax.graph.matrix import BlockMatrix, Vector, product, summed
-from dagjax.graph.sweep import Values, climb, is_traced, read, sweep
+from dagjax.graph.sweep import Values, climb, is_traced, sweep
 from dagjax.graph.tangent import Tangent, basis, filled, flat, floats, is_float_at
 from dagjax.graph.topology import Arc, GraphError
 
@@ -262,10 +262,10 @@ class Linearization:
 
     def shown(self, node: str) -> jax.Array:
         """The value that an arc sees at a node."""
-        return read(self.dag.graph, node, self.values[node])
+        return self.dag.read(node, self.values[node])
 
     def _reading(self, node: str) -> Callable[[Any], jax.Array]:
-        merge = functools.partial(read, self.dag.graph, node)
+        merge = functools.partial(self.dag.read, node)
         return freeze(merge) if self.kind == "value" else merge
 
     def read(self, node: str, z: Tangent) -> jax.Array:

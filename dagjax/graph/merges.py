@@ -83,11 +83,11 @@ class Max:
     def __call__(self, ports: tuple[Port, ...]) -> jax.Array:
         """The maximum; 0 with all ports off."""
         _same_shape(ports)
-        low = _lowest(ports[0].value.dtype)  # not -inf, whose gradients are nan
+        low = lowest(ports[0].value.dtype)  # not -inf, whose gradients are nan
         largest = functools.reduce(
-            jnp.maximum, [jnp.where(_on(port), port.value, low) for port in ports]
+            jnp.maximum, [jnp.where(is_on(port), port.value, low) for port in ports]
         )
-        return jnp.where(_any_on(ports), largest, jnp.zeros_like(largest))
+        return jnp.where(any_on(ports), largest, jnp.zeros_like(largest))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Attention:
         weights = jax.nn.softmax(logits, -1)
         memory = jnp.concatenate([value for value, _ in values], -2)
         attended = jnp.einsum("...ts,...se->...te", weights, memory)
-        return jnp.where(_any_on(keys), attended, jnp.zeros_like(attended))
+        return jnp.where(any_on(keys), attended, jnp.zeros_like(attended))
 
     def _logits(self, query: jax.Array, key: Port) -> jax.Array:
         scale = jnp.asarray(query.shape[-1], query.dtype) ** -0.5
@@ -154,8 +154,8 @@ class Attention:
         place = lambda axis: jax.lax.broadcasted_iota(int, logits.shape, axis)
         last = logits.ndim - 1
         seen = place(last) <= place(last - 1) if self.causal else True
-        low = _lowest(logits.dtype)
-        return jnp.where(jnp.logical_and(seen, _on(key)), logits, low)
+        low = lowest(logits.dtype)
+        return jnp.where(jnp.logical_and(seen, is_on(key)), logits, low)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,39 +193,41 @@ class Experts:
         _same_shape(experts)
         logits = [
             jnp.where(
-                _on(expert),
+                is_on(expert),
                 router[..., i] + _log_presence(expert, router.dtype),
-                _lowest(router.dtype),
+                lowest(router.dtype),
             )
             for i, expert in enumerate(experts)
         ]
         weights = jax.nn.softmax(self._kept(jnp.stack(logits, -1)), -1)
         values = jnp.stack([value for value, _ in experts], -1)
         mixed = jnp.sum(weights[..., None, :] * values, -1)
-        return jnp.where(_any_on(experts), mixed, jnp.zeros_like(mixed))
+        return jnp.where(any_on(experts), mixed, jnp.zeros_like(mixed))
 
     def _kept(self, logits: jax.Array) -> jax.Array:
         if self.top is None:
             return logits
         rank = jnp.argsort(jnp.argsort(-logits, -1), -1)  # of equal ones the first
-        return jnp.where(rank < self.top, logits, _lowest(logits.dtype))
+        return jnp.where(rank < self.top, logits, lowest(logits.dtype))
 
 
-def _on(port: Port) -> jax.Array:
+def is_on(port: Port) -> jax.Array:
+    """Whether anything arrives at a port."""
     return jnp.asarray(port.presence) > 0
 
 
-def _any_on(ports: tuple[Port, ...]) -> jax.Array:
-    return functools.reduce(jnp.logical_or, map(_on, ports))
+def any_on(ports: tuple[Port, ...]) -> jax.Array:
+    """Whether anything arrives at one of them."""
+    return functools.reduce(jnp.logical_or, map(is_on, ports))
 
 
 def _log_presence(port: Port, dtype: Any) -> jax.Array:
     """`log p`, and 0 where p = 0: both sides of a `where` must be finite."""
     presence = jnp.asarray(port.presence, dtype)
-    return jnp.log(jnp.where(_on(port), presence, jnp.ones_like(presence)))
+    return jnp.log(jnp.where(is_on(port), presence, jnp.ones_like(presence)))
 
 
-def _lowest(dtype: Any) -> jax.Array:
+def lowest(dtype: Any) -> jax.Array:
     """In place of -inf: its exponential is 0 and it has a gradient."""
     return jnp.asarray(jnp.finfo(dtype).min / 2, dtype)
 

@@ -29,7 +29,7 @@ def start(
         xs: One array for each input node.
         nodes: The nodes that get zeros; by default those without in-arcs.
     """
-    xs = tuple(xs)
+    xs = graph.form.inputs(xs)
     if len(xs) != len(graph.inputs):
         raise GraphError(
             f"the network has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), "
@@ -75,17 +75,22 @@ def sweep(
     for arc in arcs:
         value = values[arc.source]
         y, updated = carry(graph, arc, params, state, value, train=train, key=key)
-        if updated is not state.get(arc.params_name, _NOTHING):
+        if not arc.rooted and updated is not state.get(arc.params_name, _NOTHING):
             kept = {**kept, arc.params_name: updated}
         gate = None if gates is None else gates.get(arc.name)
         new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
     return new, kept
 
 
-def read(graph: Graph, node: str, value: Any) -> Any:
+def read(
+    graph: Graph, node: str, value: Any, params: Any = None, state: Any = None
+) -> Any:
     """What an arc sees at a node: the sum, or the merge of its ports."""
     merge = graph.merge_of.get(node)
-    return value if merge is None else merge(value)
+    if merge is None:
+        return value
+    bind = getattr(merge, "bind", None)  # a merge of a traced function reads leaves
+    return merge(value) if bind is None else bind(params, state)(value)
 
 
 def deliver(
@@ -130,10 +135,12 @@ def carry(
     key: jax.Array | None = None,
 ) -> tuple[Any, State]:
     """What an arc makes of the value of its source, and the arc's new state."""
-    own = params.get(arc.params_name, {})
-    held = state.get(arc.params_name, _NOTHING)
+    own, held = params, state
+    if not arc.rooted:
+        own = params.get(arc.params_name, {})
+        held = state.get(arc.params_name, _NOTHING)
     random = None if key is None else jax.random.fold_in(key, stream(arc.name))
-    x = read(graph, arc.source, value)
+    x = read(graph, arc.source, value, params, state)
     with noted(arc, x):
         return arc.fn.apply(own, held, x, train=train, key=random)
 
@@ -159,6 +166,8 @@ def noted(arc: Arc, x: Any) -> Iterator[None]:
 
 
 def _add(old: Any, y: Any, sign: int) -> Any:
+    if y.dtype == bool:  # its own inverse, as a sum must have one
+        return y if old is None else jnp.logical_xor(old, y)
     if old is None:
         return y if sign > 0 else -y
     return old + y if sign > 0 else old - y

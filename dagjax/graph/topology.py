@@ -9,8 +9,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from dagjax.graph.form import Form
 from dagjax.graph.functions import as_function
 from dagjax.graph.merges import Merge
+
+_FORM = Form()
 
 
 class GraphError(ValueError):
@@ -48,6 +51,11 @@ class Arc:
         """Where `dag.params` and `dag.state` hold what is this arc's."""
         return self.name if self.tied is None else self.tied
 
+    @property
+    def rooted(self) -> bool:
+        """Whether it finds what it reads in the whole trees, not under its name."""
+        return self.fn.rooted
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "fn", as_function(self.fn))
 
@@ -83,6 +91,7 @@ class Graph:
         spaces: `{node: Space}` (a tuple of them for a merge node), what is known of the
             values' shapes; `init` fills it in.
         ranks: `{node: level}`, levels that nodes have at least (see `dagjax.relevel`).
+        form: How arguments become input values and output values the result.
 
     Raises:
         GraphError: A cycle (it is printed), two arcs of one name, an unreachable
@@ -101,6 +110,7 @@ class Graph:
     merges: tuple[tuple[str, Merge], ...] = ()
     spaces: tuple[tuple[str, Any], ...] = ()
     ranks: tuple[tuple[str, int], ...] = ()
+    form: Form = _FORM
 
     def __init__(
         self,
@@ -110,6 +120,7 @@ class Graph:
         merges: Mapping[str, Merge] | Iterable[tuple[str, Merge]] = (),
         spaces: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         ranks: Mapping[str, int] | Iterable[tuple[str, int]] = (),
+        form: Form = _FORM,
     ) -> None:
         put = functools.partial(object.__setattr__, self)
         put("arcs", tuple(arcs))
@@ -118,6 +129,7 @@ class Graph:
         put("merges", tuple(sorted(dict(merges).items())))
         put("spaces", tuple(sorted(dict(spaces).items())))
         put("ranks", tuple(sorted(dict(ranks).items())))
+        put("form", form)
         put("levels", _levels(self))
         order = sorted(
             self.arcs, key=lambda a: (self.levels[a.target], natural(a.name))
@@ -125,7 +137,7 @@ class Graph:
         put("arcs", tuple(order))
         _validate(self)
         fields = (self.arcs, self.inputs, self.outputs, self.merges, self.spaces)
-        put("_hash", hash((*fields, self.ranks)))
+        put("_hash", hash((*fields, self.ranks, form)))
 
     levels: dict[str, int] = dataclasses.field(init=False, repr=False, compare=False)
     _hash: int = dataclasses.field(init=False, repr=False, compare=False)
@@ -186,7 +198,7 @@ class Graph:
 
     def replace(self, **changes: Any) -> Graph:
         """A copy with other fields."""
-        names = ("arcs", "inputs", "outputs", "merges", "spaces", "ranks")
+        names = ("arcs", "inputs", "outputs", "merges", "spaces", "ranks", "form")
         return Graph(**({name: getattr(self, name) for name in names} | changes))
 
     def check_nodes(self, *nodes: str) -> None:

@@ -1,0 +1,34 @@
+"""How the arguments of a network become input values, and output values its result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One array for each input node; one value, or a tuple where there are several."""
+
+    def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
+        """The arrays of the input nodes."""
+        return tuple(xs)
+
+    def context(self, xs: Iterable[Any], state: Any) -> Any:
+        """The state that the arcs read, with what `xs` holds beside the inputs."""
+        del xs
+        return state
+
+    def result(
+        self, read: Callable[[str], Any], outputs: tuple[str, ...], net: Any
+    ) -> tuple[Any, Any]:
+        """The result and the new state.
+
+        Args:
+            read: The value of a node.
+            outputs: The output nodes.
+            net: The network, with the state that its arcs have left.
+        """
+        values = tuple(map(read, outputs))
+        return values[0] if len(values) == 1 else values, net.state

@@ -1,0 +1,1 @@
+"""A JAX function taken apart: flatten its program, choose nodes, cut arcs."""

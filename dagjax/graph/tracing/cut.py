@@ -1,0 +1,179 @@
+"""A program cut at its nodes: every piece between them is an arc, a sum or a merge."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Set
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+from dagjax.graph.tracing.flatten import Equation
+from dagjax.graph.tracing.flow import Flow, Value
+from dagjax.graph.tracing.roles import is_sum
+
+
+class Choice(NamedTuple):
+    """Which values are nodes.
+
+    Args:
+        nodes: With the inputs and the outputs.
+        meets: Those where branches meet, even if all of them leave one node.
+        inner: Values where branches meet that are no nodes, being part of a merge.
+    """
+
+    nodes: Set[Value]
+    meets: Set[Value] = frozenset()
+    inner: Set[Value] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What becomes an arc: the equations that make `end` of `source`.
+
+    Args:
+        source: The node that it reads.
+        target: The node that it adds to.
+        end: The value that it delivers.
+        negated: Whether the sum subtracts it.
+        port: Of a merge.
+    """
+
+    source: Value
+    target: Value
+    end: Value
+    negated: bool = False
+    port: int | None = None
+
+
+class Meeting(NamedTuple):
+    """What becomes a merge: the equations that make a node of its ports."""
+
+    ports: tuple[Value, ...]
+    equations: tuple[Equation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Pieces and merges of a program, in order of their targets."""
+
+    flow: Flow
+    choice: Choice
+    nodes: list[Value]
+    pieces: list[Piece]
+    merges: dict[Value, Meeting]
+
+    def work(self, piece: Piece) -> list[Equation]:
+        """The equations of a piece."""
+        return self.flow.cone([piece.end], {piece.source})
+
+
+def cut(flow: Flow, choice: Choice) -> Cut:
+    """Cut a program at its nodes.
+
+    A node that is made of one other node is the end of one arc. One that is made of
+    several is a sum if it adds them up, and else a merge of the largest parts that are
+    made of one node each.
+    """
+    cutter = _Cutter(flow, choice)
+    waiting, done = [*flow.outputs], set()
+    while waiting:
+        value = waiting.pop()
+        if value not in done:
+            done.add(value)
+            waiting += cutter.add(value)
+    place = lambda v: flow.place[flow.maker[v]] if v in flow.maker else -1
+    order = sorted(done | {*flow.inputs}, key=place)
+    rank = {v: i for i, v in enumerate(order)}
+    pieces = sorted(cutter.pieces, key=lambda p: rank[p.target])  # stable: ports stay
+    merges = {v: cutter.merges[v] for v in order if v in cutter.merges}
+    return Cut(flow, choice, order, pieces, merges)
+
+
+class _Cutter:
+    def __init__(self, flow: Flow, choice: Choice):
+        self.flow, self.choice = flow, choice
+        self.pieces: list[Piece] = []
+        self.merges: dict[Value, Meeting] = {}
+        self._sources: dict[Value, frozenset[Value]] = {}
+        self._mixed: set[Value] = set()  # in which branches have met already
+        for equation, operands in flow.operands.items():
+            below = functools.reduce(frozenset.union, map(self._below, operands))
+            made = equation.eqn.outvars
+            self._sources |= dict.fromkeys(made, below)
+            met = len(below) > 1 or any(map(self._is_mixed, operands))
+            self._mixed |= {v for v in made if met or v in choice.inner}
+
+    def add(self, value: Value) -> list[Value]:
+        """Cut what leads into a node; return the nodes before it."""
+        if value in self.flow.inputs:
+            return []
+        if value not in self._mixed and value not in self.choice.meets:
+            (source,) = self._sources[value]
+            found = [Piece(source, value, value)]
+        elif terms := self._terms(value):
+            found = [Piece(self._at(v), value, v, minus) for v, minus in terms]
+        else:
+            self.merges[value] = meeting = self._meeting(value)
+            ends = enumerate(meeting.ports)
+            found = [Piece(self._at(v), value, v, port=i) for i, v in ends]
+        self.pieces += found
+        return [piece.source for piece in found]
+
+    def _at(self, value: Value) -> Value:
+        """The one node that a value is made of."""
+        (source,) = self._below(value)
+        return source
+
+    def _below(self, value: Value) -> frozenset[Value]:
+        """The nodes that a value is made of, itself if it is one."""
+        if value in self.choice.nodes:
+            return frozenset((value,))
+        return self._sources[value]
+
+    def _is_mixed(self, value: Value) -> bool:
+        return value in self._mixed and value not in self.choice.nodes
+
+    def _terms(self, value: Value) -> list[tuple[Value, bool]]:
+        """What a sum adds up, and whether with a minus; nothing if it is no sum."""
+        equation = self.flow.maker[value]
+        if equation.name == "neg":
+            signs: tuple[bool, ...] = (True,)
+        elif is_sum(equation) and len(self.flow.operands[equation]) == 2:
+            signs = (False, equation.name == "sub")
+        else:
+            return []
+        found = []
+        for operand, minus in zip(equation.eqn.invars, signs, strict=True):
+            if not self._is_mixed(operand):
+                found.append((operand, minus))
+                continue
+            if not (inner := self._terms(operand)):
+                return []
+            found += [(v, negated != minus) for v, negated in inner]
+        return found
+
+    def _meeting(self, value: Value) -> Meeting:
+        """The equations of a merge, and what enters them from one node each."""
+        region: dict[Equation, None] = {}
+        waiting = [value]
+        while waiting:
+            equation = self.flow.maker[waiting.pop()]
+            if equation not in region:
+                region[equation] = None
+                operands = self.flow.operands[equation]
+                waiting += filter(self._is_mixed, operands)
+        order = sorted(region, key=self.flow.place.__getitem__)
+        entering = dict.fromkeys(
+            atom
+            for equation in order
+            for atom in equation.eqn.invars
+            if self._enters(atom)
+        )
+        every = self.flow.cone([value], {*entering})  # with what no data goes into
+        return Meeting(tuple(entering), tuple(every))
+
+    def _enters(self, atom: Any) -> bool:
+        data = not isinstance(atom, core.Literal) and atom in self.flow.data
+        return data and not self._is_mixed(atom)

@@ -1,0 +1,235 @@
+"""Which values become nodes; that choice is all that granularity is.
+
+Every data value has a *home*: the one node that it is made of by light work alone
+(elementwise, reductions, moving entries). An equation whose operands have two homes is
+where branches meet: a sum or a merge. So a softmax, a normalization or a gelu, whose
+diamonds close within one home, do not fall apart. A heavy equation (a product with
+parameters, a convolution, a pooling) starts a home of its own, and its node stands as
+far down as everything that leaves the home passes: behind the activation. (Dominators
+of a flow graph: Lengauer & Tarjan 1979; the rule is ours.)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+
+from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
+from dagjax.graph.tracing.flatten import Equation
+from dagjax.graph.tracing.flow import Flow, Value
+from dagjax.graph.tracing.roles import is_light, is_sum
+
+_PRODUCTS = frozenset(("mul",))
+_EXTREMES = (frozenset(("max",)), frozenset(("min",)))
+_MASKING = frozenset(("add", "sub", "mul", "select_n", "div"))
+
+
+def primitives(flow: Flow) -> Choice:
+    """Every value that an output needs."""
+    needed = flow.cone(flow.outputs, flow.inputs)
+    made = {v for e in needed if e in flow.operands for v in e.eqn.outvars}
+    return Choice({*flow.inputs, *flow.outputs} | (made & {*flow.users}))
+
+
+def layers(flow: Flow) -> Choice:
+    """One parametrized operation with the elementwise work that follows it an arc."""
+    forced = {*flow.inputs}
+    while True:
+        homes = Homes(flow, forced)
+        ends = {homes.end(root) for root in homes.roots}
+        found = {v for root in homes.roots for v in homes.stations(root)}
+        found |= {*flow.outputs} - ends
+        if found <= forced:
+            break
+        forced |= found
+    inner = {v for root in homes.roots for v in _inside(homes, root)} - forced
+    ends = {homes.end(root) for root in homes.roots if root not in inner}
+    nodes = {v for v in ends | forced if v is not None}
+    taken = cut(flow, Choice(nodes, homes.meets & nodes, inner))
+    bare = lambda e: is_light(e, False) and not flow.reads_parameter(e)
+    return contracted(taken, lambda piece: all(map(bare, taken.work(piece))))
+
+
+def blocks(flow: Flow) -> Choice:
+    """Series contracted until only nodes are left that branch, merge or end."""
+    return contracted(cut(flow, layers(flow)), lambda piece: True)
+
+
+def grouped(taken: Cut, groups: Mapping[Piece, Hashable]) -> Choice:
+    """The nodes between pieces of different groups.
+
+    Args:
+        taken: The pieces.
+        groups: The group of each piece.
+    """
+    into: dict[Value, set[Hashable]] = {v: set() for v in taken.nodes}
+    met: dict[Value, set[Hashable]] = {v: set() for v in taken.nodes}
+    for piece in taken.pieces:
+        into[piece.target].add(groups[piece])
+        met[piece.source].add(groups[piece])
+        met[piece.target].add(groups[piece])
+    keep = {*taken.flow.inputs, *taken.flow.outputs}
+    nodes = keep | {v for v, found in met.items() if len(found) > 1}
+    meets = {v for v in nodes if len(into[v]) > 1}
+    return Choice(nodes, meets & taken.choice.meets, taken.choice.inner)
+
+
+def contracted(taken: Cut, drops: Callable[[Piece], bool]) -> Choice:
+    """The nodes without some that only pass a value on from one arc to one arc.
+
+    Args:
+        taken: The pieces.
+        drops: Whether the node before a piece may go.
+    """
+    fed = Counter(piece.target for piece in taken.pieces)
+    read = Counter(piece.source for piece in taken.pieces)
+    keep = {*taken.flow.inputs, *taken.flow.outputs, *taken.merges}
+    passing = {v for v in taken.nodes if fed[v] == read[v] == 1} - keep
+    gone = {p.source for p in taken.pieces if p.source in passing and drops(p)}
+    return taken.choice._replace(nodes={*taken.nodes} - gone)
+
+
+class Homes:
+    """The home of every data value, and the dominator tree within each home."""
+
+    def __init__(self, flow: Flow, forced: set[Value]):
+        self.flow = flow
+        self.home: dict[Value, Value] = {}
+        self.parent: dict[Value, Value] = {}
+        self.depth: dict[Value, int] = {}
+        self.reading: dict[Value, Value] = {}  # the last value that parameters made
+        self.meets: set[Value] = set()  # roots where several homes meet
+        self.stationed: set[Equation] = set()  # makers of roots within one home
+        self.exits: dict[Value, dict[Value, list[Equation]]] = {}
+        needed = {*flow.cone(flow.outputs, flow.inputs)}
+        for value in flow.inputs:
+            self._settle(value, value)
+        for equation, operands in flow.operands.items():
+            if equation in needed:
+                self._add(equation, operands, forced)
+        for value in flow.outputs:
+            self.exits[self.home[value]].setdefault(value, [])
+
+    @property
+    def roots(self) -> list[Value]:
+        """The values that are their own home."""
+        return [v for v, home in self.home.items() if v is home]
+
+    def end(self, root: Value) -> Value | None:
+        """Where the node of a home stands; None if nothing leaves the home."""
+        exits = self.exits[root]
+        if root in self.meets or root in self.flow.inputs:
+            return root
+        return functools.reduce(self._meet, exits) if exits else None
+
+    def stations(self, root: Value) -> Iterator[Value]:
+        """Where parameters have been read on the way to exits: a normalization's end.
+
+        Exits behind the same reading share one node, below what they share.
+        """
+        end = self.end(root)
+        behind: dict[Value, list[Value]] = {}
+        for value, users in self.exits[root].items():
+            passed_on = users and self.stationed.issuperset(users)
+            if end is not None and self.reading[value] is not self.reading[end]:
+                if not passed_on:
+                    behind.setdefault(self.reading[value], []).append(value)
+        for exits in behind.values():
+            yield functools.reduce(self._meet, exits)
+
+    def goal(self, root: Value) -> Equation | None:
+        """The one equation that a home's values are used by, if it is one."""
+        users = {e for found in self.exits[root].values() for e in found}
+        bare = all(self.exits[root].values())  # no output among them
+        return next(iter(users)) if bare and len(users) == 1 else None
+
+    def _add(
+        self, equation: Equation, operands: tuple[Value, ...], forced: set[Value]
+    ) -> None:
+        homes = dict.fromkeys(self.home[v] for v in operands)
+        light = is_light(equation, self.flow.reads_parameter(equation))
+        for value in equation.eqn.outvars:
+            if len(homes) == 1 and light and value not in forced:
+                parent = functools.reduce(self._meet, operands)
+                self._settle(value, self.home[parent], parent)
+                base = self.reading[parent]
+                reads = self.flow.reads_parameter(equation)
+                fresh = reads or any(self.reading[v] is not base for v in operands)
+                self.reading[value] = value if fresh else base
+                continue
+            self._settle(value, value)
+            if len(homes) > 1:
+                self.meets.add(value)
+            elif light:
+                self.stationed.add(equation)
+            for operand in operands:
+                users = self.exits[self.home[operand]].setdefault(operand, [])
+                users.append(equation)
+
+    def _settle(self, value: Value, home: Value, parent: Value | None = None) -> None:
+        self.home[value] = self.reading[value] = home
+        if parent is None:
+            self.depth[value], self.exits[value] = 0, {}
+        else:
+            self.parent[value], self.depth[value] = parent, self.depth[parent] + 1
+
+    def _meet(self, a: Value, b: Value) -> Value:
+        """The lowest value of a home that both are made of."""
+        while a is not b:
+            if self.depth[a] >= self.depth[b]:
+                a = self.parent[a]
+            else:
+                b = self.parent[b]
+        return a
+
+
+def _inside(homes: Homes, root: Value) -> list[Value]:
+    """Roots that are no nodes, being part of the merge or sum at `root`.
+
+    A sum of sums is one sum, a product of products one product, and attention one
+    merge of queries, keys, values and masks.
+    """
+    maker = homes.flow.maker.get(root)
+    if maker is None or root not in homes.meets:
+        return []
+    if is_sum(maker):
+        return [r for r in _feeding(homes, maker) if is_sum(_made(homes, r))
+                and [*homes.exits[r]] == [r]]  # fmt: skip
+    for alike in (_PRODUCTS, *_EXTREMES):
+        if maker.name in alike:
+            feeding = _feeding(homes, maker)
+            return [r for r in feeding if _made(homes, r).name in alike]
+    return _scores(homes, maker) if maker.name == "dot_general" else []
+
+
+def _scores(homes: Homes, maker: Equation) -> list[Value]:
+    """The products of queries and keys behind a softmax, with what masks them."""
+    for root in _feeding(homes, maker):
+        work = homes.flow.cone([*homes.exits[root]], {root})
+        names = {equation.name for equation in work}
+        if "exp" in names and "reduce_sum" in names:
+            return _up_to_product(homes, root)
+    return []
+
+
+def _up_to_product(homes: Homes, root: Value) -> list[Value]:
+    made = _made(homes, root)
+    if made.name == "dot_general":
+        return [root]
+    if made.name not in _MASKING:
+        return []
+    for before in _feeding(homes, made):
+        if found := _up_to_product(homes, before):
+            return [root, *found]
+    return []
+
+
+def _feeding(homes: Homes, maker: Equation) -> list[Value]:
+    """Where branches meet whose values only this equation uses."""
+    before = dict.fromkeys(homes.home[v] for v in homes.flow.operands[maker])
+    return [r for r in before if r in homes.meets and homes.goal(r) is maker]
+
+
+def _made(homes: Homes, root: Value) -> Equation:
+    return homes.flow.maker[root]

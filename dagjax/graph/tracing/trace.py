@@ -1,0 +1,169 @@
+"""Any JAX function as a DAG."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.graph.dag import DAG
+from dagjax.graph.merges import Concat, Max, Product
+from dagjax.graph.topology import Arc, Graph, Space
+from dagjax.graph.tracing.cut import Meeting
+from dagjax.graph.tracing.errors import TraceError, TraceWarning, name_of
+from dagjax.graph.tracing.flow import Value
+from dagjax.graph.tracing.naming import path_of
+from dagjax.graph.tracing.program import Granularity, Plan, Request
+from dagjax.graph.tracing.traced import Program, Traced, TracedForm, TracedMerge
+
+
+def trace(
+    fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    granularity: Granularity = "layers",
+    state: Any = None,
+    unroll: bool = False,
+) -> DAG:
+    """A pure function as a DAG on its own tree of parameters.
+
+        y = fn(params, *inputs)    or    y, state = fn(params, state, *inputs)
+
+    The equations of the function's jaxpr are cut into arcs: where branches meet, there
+    is a sum or a merge; what lies between is an arc. Nothing is computed: shapes are
+    enough, and no memory is taken for them. Derivative rules, rematerialization and
+    shardings inside the function stay what they are. (Ours; the DAG is that of Hwang
+    2023, arXiv:2306.09707, as its abstract describes it.)
+
+    Args:
+        fn: A pure function of arrays or trees of them. Random keys among the inputs are
+            no nodes; the arcs that draw read them.
+        params: The parameters, any tree; `dag.params` is this tree.
+        *inputs: Arrays `[B, ...]` or `jax.ShapeDtypeStruct`; the DAG takes any B.
+        granularity: "layers" (an arc is a parametrized operation with the elementwise
+            work after it), "blocks" (series contracted), "primitives" (every equation),
+            or a function from an arc's name to its group.
+        state: What is not trained, such as statistics; `dag.apply` returns it updated
+            if `fn` returns `(y, state)`.
+        unroll: Take `lax.scan` apart into its steps.
+
+    Returns:
+        A DAG. Its `state` holds `state` under "user", arrays that `fn` closed over under
+        "consts", and keys under "keys".
+
+    Raises:
+        TraceError: If `fn` cannot be traced, has side effects, or has an output that no
+            input changes.
+
+    Example:
+        >>> import dagjax as dj, jax.numpy as jnp
+        >>> def net(params, x):
+        ...     h = jnp.tanh(x @ params["up"])
+        ...     return x + h @ params["down"]
+        >>> params = {"up": jnp.ones((3, 5)), "down": jnp.ones((5, 3))}
+        >>> dag = dj.trace(net, params, jnp.ones((1, 3)))
+        >>> dag.graph.arcs
+        (Arc('up': x -> up, dense 3x5 > tanh), Arc('down': up -> out, dense 5x3), ...)
+        >>> dag(jnp.ones((7, 3))).shape
+        (7, 3)
+    """
+    for what, tree in (("params", params), ("state", state), ("inputs", inputs)):
+        _check_arrays(what, tree)
+    shapes = [jax.tree.map(_shape, tree) for tree in (params, state, inputs)]
+    program = Program(Request(fn, *shapes, granularity=granularity, unroll=unroll))
+    plan = program.base
+    _warn_of_unread(plan)
+    held = {
+        "user": state,
+        "keys": [x for x, v in _arguments(plan, inputs) if v in plan.slots],
+        "consts": list(plan.flat.consts.values()),
+    }
+    return DAG(
+        _graph(program), params, {k: v for k, v in held.items() if jax.tree.leaves(v)}
+    )
+
+
+def _graph(program: Program) -> Graph:
+    plan = program.base
+    arcs = [
+        Arc(name, source, target, Traced(program, name), port)
+        for name, (source, target, port) in plan.structure.items()
+    ]
+    called = plan.names.nodes
+    return Graph(
+        arcs,
+        [called[v] for v in plan.inputs],
+        dict.fromkeys(called[v] for v in plan.outvars),
+        {
+            called[v]: _merge(program, v, meeting)
+            for v, meeting in plan.cut.merges.items()
+        },
+        {called[v]: _space(plan, v, program.batch) for v in plan.cut.nodes},
+        form=TracedForm(program),
+    )
+
+
+def _merge(program: Program, value: Value, meeting: Meeting) -> Any:
+    """The merge of the built graphs where there is one, else the equations."""
+    (last,) = meeting.equations[-1:]
+    alone = len(meeting.equations) == 1 and [*last.eqn.invars] == [*meeting.ports]
+    alike = alone and len({v.aval.shape for v in meeting.ports}) == 1
+    if alone and last.name == "concatenate":
+        dimension, ndim = last.eqn.params["dimension"], value.aval.ndim
+        return Concat(dimension - ndim if dimension == ndim - 1 else dimension)
+    floats = alike and np.issubdtype(value.aval.dtype, np.inexact)
+    if floats and last.name in ("mul", "max"):
+        return {"mul": Product(), "max": Max()}[last.name]
+    return TracedMerge(program, program.base.names.nodes[value])
+
+
+def _space(plan: Plan, value: Value, batch: int) -> Any:
+    if value not in plan.cut.merges:
+        return _space_of(value.aval, batch)
+    return tuple(_space_of(v.aval, batch) for v in plan.cut.merges[value].ports)
+
+
+def _space_of(aval: Any, batch: int) -> Space:
+    batched = bool(aval.shape) and aval.shape[0] == batch
+    return Space(aval.shape[1:] if batched else aval.shape, str(aval.dtype), batched)
+
+
+def _arguments(plan: Plan, inputs: Any) -> list[tuple[Any, Value]]:
+    leaves = jax.tree.leaves(inputs)
+    first = len(plan.flat.invars) - len(leaves)
+    return list(zip(leaves, plan.flat.invars[first:], strict=True))
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _check_arrays(what: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TraceError(
+                f"{what}: the leaf {path_of(path)!r} is {leaf!r}, no array; "
+                "make it one (jnp.asarray), or bind a setting with functools.partial"
+            )
+
+
+def _warn_of_unread(plan: Plan) -> None:
+    needed = plan.flow.cone([*plan.flow.outputs, *plan.state_values], ())
+    read = {v for equation in needed for v in equation.reads}
+    leaves = jax.tree_util.tree_leaves_with_path(plan.request.params)
+    unread = [
+        path_of(path)
+        for (path, _), v in zip(leaves, plan.flat.invars, strict=False)
+        if v not in read
+    ]
+    if unread:
+        warnings.warn(
+            f"{name_of(plan.request.fn)} does not use the parameters "
+            f"{', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}; no arc "
+            "reads them. Leave them out of params, or use them",
+            TraceWarning,
+            stacklevel=3,
+        )
