@@ -50,12 +50,14 @@ def contract(
     name = name or _common(inside, rest)
     _check_names([name], rest)
     cut = lambda text: text.removeprefix(f"{name}/")
+    rooted = any(arc.rooted for arc in dag.graph.arcs)
     clash = len({cut(arc.name) for arc in inside}) < len(inside)
-    short = (lambda text: text) if clash else cut
+    short = (lambda text: text) if clash or rooted else cut
     part = _part(dag.graph, inside, (source, target), merges, short)
     whole = Arc(name, source, target, Nested(part), port)
     new_params, new_state = parts_of(dag, rest)
-    for held, new in ((dag.params, new_params), (dag.state, new_state)):
+    trees = ((dag.params, new_params), (dag.state, new_state))
+    for held, new in () if rooted else trees:
         own = {short(a.params_name): held[a.params_name] for a in inside
                if a.params_name in held}  # fmt: skip
         new |= {name: own} if own else {}

@@ -22,6 +22,7 @@ class Nested(Function):
                 f"{len(graph.inputs)} and {len(graph.outputs)}"
             )
         super().__init__(graph, graph, "block")
+        self.rooted = any(arc.rooted for arc in graph.arcs)
 
     def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
         """Parameters and state of the arcs inside, under their names."""

@@ -143,13 +143,15 @@ def program(
 ) -> Any:
     """A closed jaxpr of some equations; the rematerialized ones are so again."""
     eqns = list(_regrouped(equations, outvars, 0))
-    jaxpr = _jaxpr(pattern, eqns, invars, outvars)
+    jaxpr = part_of(pattern, eqns, invars, outvars)
     return core.ClosedJaxpr(jaxpr, [])
 
 
-def _jaxpr(pattern: Any, eqns: list[Any], invars: Any, outvars: Any) -> Any:
+def part_of(pattern: Any, eqns: list[Any], invars: Any, outvars: Any) -> Any:
+    """A jaxpr of some equations of another one."""
+    info = pattern.debug_info._replace(arg_names=None, result_paths=None)
     return pattern.replace(
-        constvars=[], invars=invars, outvars=outvars, eqns=eqns, debug_info=None
+        constvars=[], invars=invars, outvars=outvars, eqns=eqns, debug_info=info
     )
 
 
@@ -170,7 +172,7 @@ def _regrouped(
         own = {*made}
         free = dict.fromkeys(v for e in run for v in e.reads if v not in own)
         kept = [v for v in made if v in after]
-        inner = _jaxpr(
+        inner = part_of(
             called(call.eqn)[0], list(_regrouped(run, kept, depth + 1)), [*free], kept
         )
         params = {**call.eqn.params, "jaxpr": inner}

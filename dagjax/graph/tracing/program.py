@@ -239,9 +239,8 @@ def _input_names(plan: Plan) -> dict[Value, str]:
     except (TypeError, ValueError):
         known = []
     plain = [p.name for p in known if p.kind is not p.VAR_POSITIONAL]
-    called = [
-        plain[i] if i < len(plain) else f"x{i}" for i in range(len(request.inputs))
-    ]
+    spare = ["x"] if len(request.inputs) == 1 else [f"x{i}" for i in range(99)]
+    called = [*plain, *spare[len(plain) :]][: len(request.inputs)]
     named = dict(zip(_unique(called), request.inputs, strict=True))
     paths = [
         "/".join([name, *filter(None, [path_of(path)])])

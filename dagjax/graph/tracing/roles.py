@@ -37,7 +37,8 @@ _HEAVY = frozenset(
     """
     approx_top_k cholesky conv_general_dilated dot_general eig eigh fft
     householder_product lu lu_pivots_to_permutation qr ragged_dot_general random_bits
-    random_fold_in random_gamma random_seed random_split random_unwrap random_wrap reduce_window
+    random_fold_in random_gamma random_seed random_split random_unwrap random_wrap
+    reduce_window
     reduce_window_max reduce_window_min reduce_window_sum rng_bit_generator scatter
     scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_mul
     select_and_gather_add select_and_scatter_add sort svd threefry2x32 top_k

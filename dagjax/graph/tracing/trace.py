@@ -51,8 +51,8 @@ def trace(
         unroll: Take `lax.scan` apart into its steps.
 
     Returns:
-        A DAG. Its `state` holds `state` under "user", arrays that `fn` closed over under
-        "consts", and keys under "keys".
+        A DAG. Its `state` holds `state` under "user", arrays that `fn` closed over
+        under "consts", and keys under "keys".
 
     Raises:
         TraceError: If `fn` cannot be traced, has side effects, or has an output that no

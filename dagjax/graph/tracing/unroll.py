@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from dagjax.graph.tracing.flatten import called, enters
+from dagjax.graph.tracing.flatten import called, enters, part_of
 
 
 def unrolled(closed: Any) -> Any:
@@ -42,10 +42,7 @@ def _equation(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
     if enters(eqn):
         return _evaluate(*called(eqn), values)
     fresh = [core.Var(jax.typeof(value)) for value in values]
-    alone = jaxpr.replace(
-        constvars=[], invars=fresh, outvars=eqn.outvars,
-        eqns=[eqn.replace(invars=fresh)], debug_info=None,
-    )  # fmt: skip
+    alone = part_of(jaxpr, [eqn.replace(invars=fresh)], fresh, eqn.outvars)
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*values)
 
 
