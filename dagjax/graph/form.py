@@ -20,6 +20,13 @@ class Form:
         del xs
         return state
 
+    def shape(
+        self, node: str, port: int | None, space: Any, batch: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The shape of a node's value, or of one of its ports, at a batch size."""
+        del node, port
+        return (batch if space.batched else ()) + space.shape
+
     def result(
         self, read: Callable[[str], Any], outputs: tuple[str, ...], net: Any
     ) -> tuple[Any, Any]:

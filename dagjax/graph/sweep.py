@@ -196,7 +196,7 @@ def zero(
             f"the shape of node {node!r} is not known; dagjax.init finds it"
         )
     space = space if port is None else space[port]
-    return jnp.zeros((batch if space.batched else ()) + space.shape, space.dtype)
+    return jnp.zeros(graph.form.shape(node, port, space, batch), space.dtype)
 
 
 def shape_of(x: Any) -> str:

@@ -26,12 +26,17 @@ _WORDS = {
     "reduce_max": "max",
     "reduce_sum": "mean",
     "concatenate": "concat",
+    "gather": "embed",
     "select_n": "select",
     "mul": "product",
     "add": "sum",
     "add_any": "sum",
     "sub": "sum",
 }
+# What a module calls its parameters, if it has one of a kind.
+_LEAVES = frozenset(
+    "kernel weight weights w W bias b B scale gamma beta embedding value g".split()
+)
 _STEPS = frozenset(
     """
     abs acos asin atan cbrt ceil clamp cos cosh cumlogsumexp cummax cummin cumprod
@@ -191,8 +196,10 @@ def kind(work: Sequence[Equation]) -> str:
 def describe(flow: Flow, work: Sequence[Equation]) -> str:
     """A piece in one line: `conv 3x3x16x32 > relu`."""
     steps: list[str] = []
-    for equation in (e for e in work if e in flow.operands):
-        if not is_light(equation, flow.reads_parameter(equation)):
+    for equation in work:
+        if equation not in flow.operands:  # of parameters and statistics alone
+            steps += ["norm"] * (equation.name == "rsqrt")
+        elif not is_light(equation, flow.reads_parameter(equation)):
             steps.append(f"{_word(equation)}{_shape(flow, equation)}")
         elif equation.name in _STEPS or equation.name.startswith("custom"):
             steps.append(_word(equation))
@@ -222,7 +229,9 @@ def _word(equation: Equation) -> str:
 
 
 def _module(path: str) -> str:
-    return posixpath.dirname(path) or path
+    """`fc/kernel` is of `fc`, but `attention/query` is one of several of `attention`."""
+    module, name = posixpath.split(path)
+    return module if module and (name in _LEAVES or name.isdigit()) else path
 
 
 def _is_word(name: str) -> bool:

@@ -56,23 +56,64 @@ class Request:
         return (self.params, *held, *self.inputs)
 
 
+class Slot(NamedTuple):
+    """Where a leaf is found.
+
+    Args:
+        tree: "params", or a part of the state.
+        place: Among the leaves of that tree.
+        path: In that tree.
+    """
+
+    tree: str
+    place: int
+    path: str
+
+    def read(self, leaves: Sequence[Any], aval: Any) -> Any:
+        """The leaf.
+
+        Raises:
+            TraceError: If it is not there, or of another kind than in the trace.
+        """
+        if self.place < len(leaves):
+            found = leaves[self.place]
+            got = f"{found.dtype}{list(found.shape)}"
+            if isinstance(found, jax.ShapeDtypeStruct):
+                got = f"only a shape, {got}"
+            elif (found.shape, found.dtype) == (aval.shape, aval.dtype):
+                return found
+        else:
+            got = "nothing"
+        raise TraceError(
+            f"{self.tree}: {self.path!r} was {aval.str_short()} when the function was "
+            f"traced, and now there is {got}; give the network a tree like the one "
+            "that was traced (dag.replace), or trace it again"
+        )
+
+
 class Code(NamedTuple):
     """A part of a program that can be evaluated.
 
     Args:
         closed: The closed jaxpr, a function of values and then of leaves.
-        leaves: `(kind, index)` of the leaves that it reads.
+        slots: Where the leaves that it reads are found.
     """
 
     closed: Any
-    leaves: tuple[tuple[str, int], ...]
+    slots: tuple[Slot, ...]
 
     def __call__(self, params: Any, state: Any, *values: Any) -> list[Any]:
         """Its outputs."""
-        held = {"params": jax.tree.leaves(params)}
-        for kind in {kind for kind, _ in self.leaves} - {*held}:
-            held[kind] = jax.tree.leaves(state[kind])
-        read = [held[kind][index] for kind, index in self.leaves]
+        trees = {"params": params, **state}
+        leaves = {
+            tree: jax.tree.leaves(trees.get(tree))
+            for tree in {s.tree for s in self.slots}
+        }
+        avals = [v.aval for v in self.closed.jaxpr.invars]
+        read = [
+            slot.read(leaves[slot.tree], aval)
+            for slot, aval in zip(self.slots, avals[len(values) :], strict=True)
+        ]
         return core.jaxpr_as_fun(self.closed)(*values, *read)
 
 
@@ -91,7 +132,7 @@ class Plan:
         )
         self.slots = _slots(self.flat, request)
         self.inputs = [v for v in self.flat.invars if v not in self.slots]
-        held = [v for v, (kind, _) in self.slots.items() if kind != "keys"]
+        held = [v for v, slot in self.slots.items() if slot.tree != "keys"]
         self.flow = Flow(self.flat, self.inputs, held, self.outvars)
         self._check()
         self.cut, self.names = _named(self, request.granularity)
@@ -179,16 +220,17 @@ def _results(shapes: Any, state: Any) -> tuple[Any, Any]:
     return shapes if same else (shapes, None)
 
 
-def _slots(flat: Flat, request: Request) -> dict[Value, tuple[str, int]]:
+def _slots(flat: Flat, request: Request) -> dict[Value, Slot]:
     """Where each leaf is found: in the parameters, or in a part of the state."""
-    slots: dict[Value, tuple[str, int]] = {}
+    slots: dict[Value, Slot] = {}
     invars = iter(flat.invars)
-    for kind, tree in (("params", request.params), ("user", request.state)):
-        for index, _ in enumerate(jax.tree.leaves(tree)):
-            slots[next(invars)] = (kind, index)
+    for name, tree in (("params", request.params), ("user", request.state)):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for index, (path, _) in enumerate(leaves):
+            slots[next(invars)] = Slot(name, index, path_of(path))
     keys = [v for v in invars if _is_key(flat, v)]
-    slots |= {v: ("keys", index) for index, v in enumerate(keys)}
-    slots |= {v: ("consts", index) for index, v in enumerate(flat.consts)}
+    for name, values in (("keys", keys), ("consts", flat.consts)):
+        slots |= {v: Slot(name, i, str(i)) for i, v in enumerate(values)}
     return slots
 
 
@@ -217,11 +259,7 @@ def _named(plan: Plan, granularity: Granularity) -> tuple[Cut, Names]:
 
 
 def _names(plan: Plan, taken: Cut) -> Names:
-    request = plan.request
-    paths = jax.tree_util.tree_leaves_with_path(request.params)
-    parameters = dict(
-        zip(plan.flat.invars, (path_of(path) for path, _ in paths), strict=False)
-    )
+    parameters = {v: s.path for v, s in plan.slots.items() if s.tree == "params"}
     results = jax.tree_util.tree_leaves_with_path(plan.result)
     outputs: dict[Value, str] = {}
     for (path, _), value in zip(results, plan.outvars, strict=True):
@@ -239,7 +277,8 @@ def _input_names(plan: Plan) -> dict[Value, str]:
     except (TypeError, ValueError):
         known = []
     plain = [p.name for p in known if p.kind is not p.VAR_POSITIONAL]
-    spare = ["x"] if len(request.inputs) == 1 else [f"x{i}" for i in range(99)]
+    alone = len(plan.inputs) == 1
+    spare = ["x" if alone and i == 0 else f"x{i}" for i in range(len(request.inputs))]
     called = [*plain, *spare[len(plain) :]][: len(request.inputs)]
     named = dict(zip(_unique(called), request.inputs, strict=True))
     paths = [

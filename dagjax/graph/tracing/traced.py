@@ -20,6 +20,8 @@ from dagjax.graph.tracing.neutral import roles, settled
 from dagjax.graph.tracing.program import Plan, Request
 from dagjax.graph.tracing.roles import is_known
 
+Shape = tuple[int, ...]
+
 
 class Program:
     """A function with its plans, one for each batch size that was met.
@@ -48,22 +50,29 @@ class Program:
     def __hash__(self) -> int:
         return self._hash
 
-    def plan(self, old: tuple[int, ...], new: tuple[int, ...], what: str) -> Plan:
-        """The plan in which a value of shape `old` has the shape `new`.
+    def plan(self, shape_in: Callable[[Plan], Shape], new: Shape, what: str) -> Plan:
+        """The plan in which a value has the shape `new`.
+
+        Args:
+            shape_in: The shape of the value in a plan.
+            new: Its shape now.
+            what: The value in words.
 
         Raises:
-            TraceError: If no other batch size explains the shape.
+            TraceError: If no batch size explains the shape.
         """
-        if old == new:
-            return self.base
-        batch = self._batch_of(old, new)
-        if batch is None:
-            raise TraceError(
-                f"{what} has the shape {list(new)}; {name_of(self.request.fn)} was "
-                f"traced where it has {list(old)}, and only the batch size may be "
-                "another; trace it again with inputs of the new shapes"
-            )
-        return self.at(batch)
+        for plan in [*self._plans.values()]:
+            if shape_in(plan) == new:
+                return plan
+        old = shape_in(self.base)
+        for batch in self._batches(old, new):
+            if shape_in(self.at(batch)) == new:
+                return self.at(batch)
+        raise TraceError(
+            f"{what} has the shape {list(new)}; {name_of(self.request.fn)} was traced "
+            f"where it has {list(old)}, and only the batch size may be another; trace "
+            "it again with inputs of the new shapes"
+        )
 
     def at(self, batch: int) -> Plan:
         """The plan at another batch size.
@@ -84,13 +93,15 @@ class Program:
             self._plans[batch] = plan
         return self._plans[batch]
 
-    def _batch_of(self, old: tuple[int, ...], new: tuple[int, ...]) -> int | None:
-        pairs = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
-        if len(old) != len(new) or not self.batch or not all(a for a, _ in pairs):
-            return None
-        found = {b * self.batch / a for a, b in pairs}
-        batch = found.pop()
-        return int(batch) if not found and batch == int(batch) and batch else None
+    def _batches(self, old: Shape, new: Shape) -> list[int]:
+        """Batch sizes that may explain why a value has another shape now."""
+        if not self.batch:
+            return []
+        if len(old) != len(new):  # at batch size 1 axes are dropped now and then
+            return [n for n in new[:1] if n]
+        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+        found = {b * self.batch / a if a else 0 for a, b in pairs}
+        return [int(n) for n in found if len(found) == 1 and n >= 1 and n == int(n)]
 
 
 class Traced(Function):
@@ -105,14 +116,15 @@ class Traced(Function):
         super().__init__(program.request.fn, (program, name), name)
         self.program = program
         self._code, piece = program.base.arc(name)
+        self._dtype = piece.source.aval.dtype
         work = program.base.cut.work(piece)
         self.opaque = not all(map(is_known, work))
         self.text = ("-" if piece.negated else "") + describe(program.base.flow, work)
 
     @property
-    def reads(self) -> tuple[int, ...]:
-        """Which leaves of the parameters it reads."""
-        return tuple(index for kind, index in self._code.leaves if kind == "params")
+    def reads(self) -> tuple[str, ...]:
+        """Paths of the parameters that it reads."""
+        return tuple(s.path for s in self._code.slots if s.tree == "params")
 
     def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
@@ -126,9 +138,14 @@ class Traced(Function):
     ) -> tuple[Any, State]:
         """Its equations at `x`."""
         del train, key
-        source = self._code.closed.jaxpr.invars[0].aval
         what = f"the input of {self.name!r}"
-        plan = self.program.plan(source.shape, jnp.shape(x), what)
+        if self._dtype != x.dtype:
+            raise TraceError(
+                f"{what} is {x.dtype}; it was {self._dtype} when the function was "
+                "traced: cast it, or trace the function again"
+            )
+        source = lambda plan: plan.piece_of[self.name].source.aval.shape
+        plan = self.program.plan(source, jnp.shape(x), what)
         code, piece = plan.arc(self.name)
         (y,) = code(params, state, x)
         y = -y if piece.negated else y
@@ -175,11 +192,12 @@ class TracedMerge:
         return settled(self.roles, ports, y)
 
     def _plan(self, values: list[Any]) -> Plan:
-        for old, new in zip(self._meeting.ports, values, strict=True):
-            if old.aval.shape != new.shape:
-                what = f"a port of {self.node!r}"
-                return self.program.plan(old.aval.shape, new.shape, what)
-        return self.program.base
+        def shapes(plan: Plan) -> Shape:
+            ports = plan.cut.merges[plan.value_of[self.node]].ports
+            return tuple(n for port in ports for n in port.aval.shape)
+
+        new = tuple(n for value in values for n in value.shape)
+        return self.program.plan(shapes, new, f"what the merge {self.node!r} reads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +241,19 @@ class TracedForm(Form):
             return y, net.state
         return y, {**net.state, "user": self._update(read, net, values[names[0]])}
 
+    def shape(self, node: str, port: int | None, space: Any, batch: Shape) -> Shape:
+        """The shape of a node's value at a batch size."""
+        plan = self.program.at(batch[0]) if batch else self.program.base
+        if node not in plan.value_of:  # one that was not traced
+            return super().shape(node, port, space, batch)
+        value = plan.value_of[node]
+        return (
+            value if port is None else plan.cut.merges[value].ports[port]
+        ).aval.shape
+
     def _update(self, read: Callable[[str], Any], net: Any, y: Any) -> Any:
-        program = self.program
-        ours = program.base.outvars[0].aval.shape
-        plan = program.plan(ours, jnp.shape(y), "the result")
+        result = lambda plan: plan.outvars[0].aval.shape
+        plan = self.program.plan(result, jnp.shape(y), "the result")
         code, nodes = plan.update()
         leaves = code(net.params, net.state, *map(read, nodes))
         return jax.tree.unflatten(jax.tree.structure(plan.new_state), leaves)
