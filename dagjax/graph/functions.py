@@ -62,6 +62,20 @@ class Function(abc.ABC):
     ) -> tuple[Any, State]:
         """The value at `x` and the new state."""
 
+    @property
+    def pattern(self) -> Hashable:
+        """Equal for functions that differ in nothing but the parameters they read."""
+        return self
+
+    def own(self, params: Params, name: str) -> Any:
+        """What it reads of the parameters of a network.
+
+        Args:
+            params: Those of the network.
+            name: Under which an arc has its own.
+        """
+        return params.get(name, {})
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.identity == other.identity  # pyright: ignore[reportAttributeAccessIssue]
 

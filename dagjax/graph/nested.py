@@ -35,6 +35,13 @@ class Nested(Function):
         """The output of the graph inside."""
         return DAG(self.fn, params, state).apply(x, train=train, key=key)
 
+    def own(self, params: Params, name: str) -> Any:
+        """What the arcs inside read, if that is found in the trees of the network."""
+        if not self.rooted:
+            return super().own(params, name)
+        parts = [arc.fn.own(params, arc.params_name) for arc in self.fn.arcs]
+        return {path: leaf for part in parts for path, leaf in part.items()}
+
     def __repr__(self) -> str:
         steps = []
         for row in self.fn.at_level[1:]:

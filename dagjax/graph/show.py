@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dagjax.graph import folding
 from dagjax.graph.counts import count_paths
 from dagjax.graph.dag import DAG, count_params, graph_of
 from dagjax.graph.functions import Function
@@ -15,15 +16,18 @@ from dagjax.graph.topology import Arc, Graph, Space
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column
+_MANY = 40  # arcs above which repeats are folded
 
 
-def show(net: Graph | DAG, *xs: Any) -> None:
+def show(net: Graph | DAG, *xs: Any, fold: bool | None = None) -> None:
     """Print a network as a table, one line an arc, grouped by level and node.
 
     Args:
         net: A graph or a network.
         *xs: An example for each input, where the graph does not know their shapes;
             without it shapes and parameter counts of a bare graph stay open.
+        fold: Whether of equal blocks that follow one another only the first is shown,
+            with their number at its end; None: in a graph of more than 40 arcs.
 
     Example:
         >>> import dagjax as dj
@@ -35,7 +39,8 @@ def show(net: Graph | DAG, *xs: Any) -> None:
         3 nodes, 2 arcs, 2 levels, 1 path, 67 parameters
     """
     net = _with_shapes(net, xs)
-    lines = [_HEAD, *_lines(net)]
+    folds = len(graph_of(net).arcs) > _MANY if fold is None else fold
+    lines = [_HEAD, *_lines(net, folds)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
     for line in lines:
         cells = [
@@ -64,7 +69,12 @@ def summary(net: Graph | DAG) -> str:
     ]
     if isinstance(net, DAG):
         counts.append((count_params(net.params), "parameter"))
-    return ", ".join(f"{n:,} {word}{'s' * (n != 1)}" for n, word in counts)
+    return ", ".join(f"{_number(n)} {word}{'s' * (n != 1)}" for n, word in counts)
+
+
+def _number(n: int) -> str:
+    """All digits, or of a very large number how many."""
+    return f"{n:,}" if n < 10**15 else f"about 10^{len(str(n)) - 1}"
 
 
 def _with_shapes(net: Graph | DAG, xs: tuple[Any, ...]) -> Graph | DAG:
@@ -82,12 +92,15 @@ def _example(space: Space) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *space.shape), jnp.dtype(space.dtype))
 
 
-def _lines(net: Graph | DAG) -> list[tuple[str, ...]]:
+def _lines(net: Graph | DAG, folds: bool) -> list[tuple[str, ...]]:
     graph = graph_of(net)
+    small, counts, _ = folding.fold(graph) if folds else folding.whole(graph)
+    times = {end: f"  x {count}" for (_, end), count in counts.items()}
     lines = []
-    for node, level in graph.levels.items():
-        first = (str(level), node, _shape(graph.space_of.get(node)))
-        arcs = graph.arcs_into(node)
+    for node in small.levels:
+        level, shape = str(graph.levels[node]), _shape(graph.space_of.get(node))
+        first = (level, node + times.get(node, ""), shape)
+        arcs = small.arcs_into(node)
         if not arcs:
             lines.append((*first, "", "", "", ""))
         for arc in arcs:
@@ -102,7 +115,7 @@ def _count(net: Graph | DAG, arc: Arc) -> str:
     if arc.tied is not None:
         return f"={arc.tied}"
     if isinstance(net, DAG):
-        return f"{count_params(net.params.get(arc.name)):,}"
+        return f"{count_params(arc.fn.own(net.params, arc.name)):,}"
     return "?"
 
 

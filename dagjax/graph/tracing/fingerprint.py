@@ -34,6 +34,16 @@ def fingerprint(flat: Flat) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
+def pattern_of(closed: Any) -> str:
+    """A hash of a closed jaxpr.
+
+    Args:
+        closed: The jaxpr.
+    """
+    text = _inner(closed.jaxpr, closed.consts)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _equation(eqn: Any, number: Any) -> str:
     reads = [_atom(atom, number) for atom in eqn.invars]
     makes = [f"{number(v)}:{v.aval}" for v in eqn.outvars]

@@ -229,7 +229,7 @@ def _word(equation: Equation) -> str:
 
 
 def _module(path: str) -> str:
-    """`fc/kernel` is of `fc`, but `attention/query` is one of several of `attention`."""
+    """`fc/kernel` is of `fc`; `attention/query` is one of several of `attention`."""
     module, name = posixpath.split(path)
     return module if module and (name in _LEAVES or name.isdigit()) else path
 

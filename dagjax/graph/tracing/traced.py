@@ -15,6 +15,7 @@ from dagjax.graph.functions import Function, Params, State
 from dagjax.graph.identity import canonical
 from dagjax.graph.merges import Port
 from dagjax.graph.tracing.errors import TraceError, name_of
+from dagjax.graph.tracing.fingerprint import pattern_of
 from dagjax.graph.tracing.naming import describe, kind
 from dagjax.graph.tracing.neutral import roles, settled
 from dagjax.graph.tracing.program import Plan, Request
@@ -126,6 +127,17 @@ class Traced(Function):
         """Paths of the parameters that it reads."""
         return tuple(s.path for s in self._code.slots if s.tree == "params")
 
+    @functools.cached_property
+    def pattern(self) -> Hashable:
+        """Its equations with their shapes."""
+        return self.text, pattern_of(self._code.closed)
+
+    def own(self, params: Params, name: str) -> Any:
+        """`{path: leaf}` of the parameters that it reads."""
+        leaves = jax.tree.leaves(params)
+        slots = [slot for slot in self._code.slots if slot.tree == "params"]
+        return {slot.path: leaves[slot.place] for slot in slots}
+
     def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
         raise TraceError(
@@ -180,6 +192,11 @@ class TracedMerge:
 
     def __repr__(self) -> str:
         return self.word.capitalize()
+
+    @functools.cached_property
+    def pattern(self) -> Hashable:
+        """Its equations with their shapes."""
+        return pattern_of(self.program.base.merge(self.node).closed)
 
     def bind(self, params: Params, state: State) -> Callable[..., Any]:
         """The merge with its parameters."""

@@ -162,7 +162,7 @@ def _ranks(graph: Graph, cuts: set[str]) -> dict[Arc, Any]:
         arc: (
             number[arc.target],
             number[arc.source],
-            hash((arc.fn, arc.port)),
+            hash((arc.fn.pattern, arc.port)),
             natural(arc.name),
         )
         for arc in graph.arcs
@@ -178,7 +178,7 @@ def _numbers(graph: Graph, cuts: set[str]) -> dict[str, int]:
 
     def key(node: str) -> Any:
         into = graph.arcs_into(node)
-        wires = sorted((number[a.source], hash((a.fn, a.port))) for a in into)
+        wires = sorted((number[a.source], hash((a.fn.pattern, a.port))) for a in into)
         return up[node], down[node], wires, natural(node)
 
     for _, level in itertools.groupby(graph.nodes, key=graph.levels.__getitem__):
@@ -196,11 +196,11 @@ def _places(
     def place(node: str) -> int:
         if node in cuts:
             return 0
-        return hash((graph.merge_of.get(node), *sorted(met[node])))
+        return hash((_merge(graph, node), *sorted(met[node])))
 
     for arc in arcs:
         here, there = ends(arc)
-        met[there].append(hash((arc.fn, arc.port, place(here))))
+        met[there].append(hash((arc.fn.pattern, arc.port, place(here))))
     return {node: place(node) for node in graph.nodes}
 
 
@@ -213,9 +213,15 @@ def _key(graph: Graph, start: str, end: str, arcs: Sequence[Arc]) -> Hashable:
     if any(node in graph.outputs for node in number if node not in (start, end)):
         return start
     shapes = graph.space_of if len(graph.spaces) == len(graph.nodes) else {}
-    wires = [(number[a.source], number[a.target], a.port, a.fn) for a in arcs]
-    nodes = [(shapes.get(n), n != start and graph.merge_of.get(n)) for n in number]
+    wires = [(number[a.source], number[a.target], a.port, a.fn.pattern) for a in arcs]
+    nodes = [(shapes.get(n), n != start and _merge(graph, n)) for n in number]
     return (*nodes, *wires)
+
+
+def _merge(graph: Graph, node: str) -> Hashable:
+    """A merge as far as equal ones are alike."""
+    merge = graph.merge_of.get(node)
+    return getattr(merge, "pattern", merge)
 
 
 def _without(graph: Graph, gone: dict[str, Arc], moved: dict[str, str]) -> Graph:
