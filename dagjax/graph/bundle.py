@@ -118,7 +118,7 @@ def bundle(dag: DAG) -> DAG:
         dag: A network of sum nodes.
 
     Raises:
-        GraphError: If a node is a merge or has no batch axis.
+        GraphError: If a node is a merge or has no batch axis, or the network is traced.
 
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
@@ -267,6 +267,11 @@ class _Stacks:
 
 
 def _check(graph: Graph) -> None:
+    if traced := [arc for arc in graph.arcs if arc.rooted]:
+        raise GraphError(
+            f"{traced[0]!r} is traced and reads the user's own tree of parameters; "
+            "bundle stacks the parameters of arcs that were built"
+        )
     for node in graph.nodes:
         if node in graph.merge_of:
             raise GraphError(

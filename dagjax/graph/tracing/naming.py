@@ -205,8 +205,8 @@ def describe(flow: Flow, work: Sequence[Equation]) -> str:
             steps.append(_word(equation))
     names = ">".join(steps)
     names = re.sub("integer_pow>tanh", "gelu", names)
-    names = re.sub("max>exp>mean", "softmax", names)
-    names = re.sub("(square>mean>)?mean>square>(max|mean)>rsqrt", "norm", names)
+    names = re.sub("(max>)+exp>mean", "softmax", names)
+    names = re.sub("((square|integer_pow|mean|max)>)+rsqrt", "norm", names)
     return names.replace(">", " > ") or (work[-1].name if work else "identity")
 
 

@@ -37,14 +37,14 @@ def layers(flow: Flow) -> Choice:
     forced = {*flow.inputs}
     while True:
         homes = Homes(flow, forced)
-        ends = {homes.end(root) for root in homes.roots}
-        found = {v for root in homes.roots for v in homes.stations(root)}
+        inner = {v for root in homes.roots for v in _inside(homes, root)} - forced
+        roots = [root for root in homes.roots if root not in inner]
+        ends = {homes.end(root) for root in roots}
+        found = {v for root in roots for v in homes.stations(root)}
         found |= {*flow.outputs} - ends
         if found <= forced:
             break
         forced |= found
-    inner = {v for root in homes.roots for v in _inside(homes, root)} - forced
-    ends = {homes.end(root) for root in homes.roots if root not in inner}
     nodes = {v for v in ends | forced if v is not None}
     taken = cut(flow, Choice(nodes, homes.meets & nodes, inner))
     bare = lambda e: is_light(e, False) and not flow.reads_parameter(e)

@@ -1,0 +1,55 @@
+"""The laws on traced versions of every network of the zoo, against the built ones."""
+
+import jax
+import numpy as np
+import pytest
+
+import dagjax as dj
+from tests.graph import nets, twins
+from tests.laws.test_laws_on_the_zoo import GRAPHS, check
+
+# Each program is compiled to run once.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def traced(dag, x, granularity="layers"):
+    """A built network traced as any function is."""
+    run = lambda variables, x: dag.replace(**variables)(x)
+    variables = {"params": dag.params, "state": dag.state}
+    return dj.trace(run, variables, x, granularity=granularity)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_laws(name):
+    """Laws 1, 2, 7 to 11 and 13's base, of the traced network at a batch of two."""
+    with nets.precision("float64"):
+        dag, x = twins.filled(GRAPHS[name], "float64")
+        check(traced(dag, x), x)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_traced_equals_built(name):
+    """Bitwise, in blocks and equation by equation."""
+    dag, x = twins.filled(GRAPHS[name])
+    pair = [dag, *(traced(dag, x, how) for how in ("blocks", "primitives"))]
+    want, *got = jax.jit(lambda nets, x: [net(x) for net in nets])(pair, x)
+    assert all(np.array_equal(y, want) for y in got)
+    assert dj.count_paths(pair[1].graph) <= dj.count_paths(pair[2].graph)
+
+
+@pytest.mark.parametrize("name", ["gpt", "lstm", "unet"])
+def test_subnetworks(name):
+    """Laws 12, 13 and 17: interactions add up to what gates give."""
+    with nets.precision("float64"):
+        dag, x = twins.filled(GRAPHS[name], "float64")
+        net = traced(dag, x, "blocks")
+        arcs = [arc.name for arc in net.graph.arcs[1::3]][:4]
+        found = dj.interactions(net, x, arcs=arcs)
+        one = jax.jit(lambda net, x, gates: net(x, gates=gates))
+        for row in (0, len(found.sets) - 1):
+            gates = dict(zip(arcs, found.sets[row].astype(float), strict=True))
+            within = ~(found.sets & ~found.sets[row]).any(1)
+            want = one(net, x, gates)
+            assert nets.distance(found.deltas[within].sum(0), want) <= 1e-11
+        mutant = found.deltas[:-1].sum(0)
+        assert nets.violates(nets.distance(mutant, want), "float64")
