@@ -34,6 +34,14 @@ def strict_dtypes():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For programs that are many and small: compiling is all the time they take."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -14,12 +14,7 @@ KEY = jax.random.key(0)
 DENSITIES = (0.8, 0.6, 0.35, 0.1)  # of successive rounds
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The programs are many and small: compiling is all the time they take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def weights(seed):

@@ -19,13 +19,7 @@ from hypothesis.extra.numpy import arrays
 
 from dagjax.sparsity import masks, selection
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The programs are many and small: compiling is all the time they take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # The tree of all cases; units have 1, 4 or 8 entries, so that means are exact.

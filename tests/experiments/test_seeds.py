@@ -64,20 +64,18 @@ def report():
 
 @pytest.fixture(scope="module")
 def reports():
-    """By number of devices; each in a process of its own."""
+    """By number of devices; each in a process of its own, all at the same time."""
     flags = "--xla_force_host_platform_device_count="
     environments = [
         {**os.environ, "XLA_FLAGS": f"{flags}{n}", "JAX_PLATFORMS": "cpu"}
         for n in SEEDS
     ]
-    outs = [
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=e, capture_output=True, text=True
-        )
-        for e in environments
-    ]
-    assert all(out.returncode == 0 for out in outs), outs
-    return {n: json.loads(o.stdout) for n, o in zip(SEEDS, outs, strict=True)}
+    start = [sys.executable, "-c", SCRIPT]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(start, env=e, **pipes) for e in environments]
+    outs = [process.communicate() for process in started]
+    assert not any(process.returncode for process in started), outs
+    return {n: json.loads(out) for n, (out, _) in zip(SEEDS, outs, strict=True)}
 
 
 def test_the_processes_have_as_many_devices(reports):

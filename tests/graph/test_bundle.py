@@ -12,6 +12,8 @@ import dagjax as dj
 from dagjax.graph.bundle import Bundle
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def weight(key, x):
     del x
@@ -45,6 +47,19 @@ def made(graph, shapes, seed=0):
     return dj.init(jax.random.key(seed), graph, *xs), xs
 
 
+# Compiled once for all networks of one structure.
+run = jax.jit(lambda net, *xs: net(*xs))
+trained = jax.jit(lambda net, *xs, key: net.apply(*xs, train=True, key=key))
+
+
+@jax.jit
+def forth_and_back(net, *xs):
+    """The injection, the values at all nodes, and the injection again."""
+    b = dj.inject(net, *xs)
+    h = dj.compose(dj.factors(net))(b)
+    return b, h, dj.inverse(dj.factors(net))(h)
+
+
 @st.composite
 def plain_plans(draw):
     """Random DAGs of sums: mixed shapes, several inputs and outputs, multi-arcs."""
@@ -70,27 +85,26 @@ def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
         small = dj.bundle(case.dag)
-        assert nets.distance(small(*case.xs), case.dag(*case.xs)) <= 1e-12
+        got, whole = run(small, *case.xs), run(case.dag, *case.xs)
+        assert nets.distance(got, whole) <= 1e-12
         back = dj.unbundle(small, case.dag.graph)
         assert back.graph == case.dag.graph
         assert nets.same(back.params, case.dag.params)
         scaled_up = lambda net: jax.tree.map(lambda leaf: leaf * 1.1, net)
-        want = scaled_up(case.dag)(*case.xs)
-        mutant = scaled_up(small)(*case.xs)
+        want = run(scaled_up(case.dag), *case.xs)
+        mutant = run(scaled_up(small), *case.xs)
         assert nets.distance(mutant, want) <= 1e-12
-        if nets.distance(want, case.dag(*case.xs)) > 1e-3:
-            assert nets.violates(nets.distance(mutant, small(*case.xs)), "float64")
+        if nets.distance(want, whole) > 1e-3:
+            assert nets.violates(nets.distance(mutant, got), "float64")
 
 
 @pytest.mark.parametrize("name", ["dense_block", "noisy"])
 def test_zoo(name):
     case = nets.zoo(name)
     small = dj.bundle(case.dag)
-    assert nets.distance(small(*case.xs), case.dag(*case.xs)) <= 1e-5
+    assert nets.distance(run(small, *case.xs), run(case.dag, *case.xs)) <= 1e-5
     assert nets.same(dj.unbundle(small, case.dag.graph), case.dag)
-    b = dj.inject(small, *case.xs)
-    h = dj.compose(dj.factors(small))(b)
-    back = dj.inverse(dj.factors(small))(h)
+    b, h, back = forth_and_back(small, *case.xs)
     assert nets.distance(back, b, scale=h) <= 1e-5
 
 
@@ -100,18 +114,17 @@ def test_equal_arcs_of_a_level_are_one():
     bundles = [arc for arc in small.graph.arcs if isinstance(arc.fn, Bundle)]
     assert len(bundles) == dag.graph.depth
     assert sum(len(arc.fn.names) for arc in bundles) == 24
-    assert nets.distance(small(*xs), dag(*xs)) <= 1e-6
+    assert nets.distance(run(small, *xs), run(dag, *xs)) <= 1e-6
 
 
 def test_gradients_and_masks():
     """The gradient is that of the single arcs; a mask of weights cuts arcs."""
     dag, xs = made(neat(16, 8, 3), [()] * 3)
     small = dj.bundle(dag)
-    loss = lambda net: lambda p: jnp.sum(net.replace(params=p)(*xs) ** 2)
-    grads = jax.grad(loss(dag))(dag.params)
-    stacked = small.replace(params=jax.grad(loss(small))(small.params))
+    loss = lambda net: jnp.sum(net(*xs) ** 2)
+    grads, stacked = jax.jit(lambda *two: tuple(map(jax.grad(loss), two)))(dag, small)
     got = dj.unbundle(stacked, dag.graph).params
-    assert nets.distance(got, grads) <= 1e-5
+    assert nets.distance(got, grads.params) <= 1e-5
     gone = [arc.name for arc in dag.graph.arcs[::3]]
     kept = {
         arc.params_name: {"w": jnp.array([float(n not in gone) for n in arc.fn.names])}
@@ -119,8 +132,9 @@ def test_gradients_and_masks():
         if isinstance(arc.fn, Bundle)
     }
     masked = small.replace(params=jax.tree.map(jnp.multiply, small.params, kept))
-    assert nets.distance(masked(*xs), dj.delete(dag, gone)(*xs)) <= 1e-6
-    assert nets.violates(nets.distance(small(*xs), masked(*xs)), "float32")
+    got = run(masked, *xs)
+    assert nets.distance(got, run(dj.delete(dag, gone), *xs)) <= 1e-6
+    assert nets.violates(nets.distance(run(small, *xs), got), "float32")
 
 
 def test_tied_arcs_stay_tied():
@@ -134,7 +148,7 @@ def test_tied_arcs_stay_tied():
         "bias": (3,),
         "kernel": (3, 3),
     }
-    assert nets.distance(small(*xs), dag(*xs)) <= 1e-6
+    assert nets.distance(run(small, *xs), run(dag, *xs)) <= 1e-6
     assert nets.same(dj.unbundle(small, dag.graph).params, dag.params)
 
 
@@ -147,41 +161,42 @@ def test_an_arc_tied_to_another_one_stays_tied():
     dag, xs = made(dj.Graph(arcs, "x", "y"), [(3,)])
     small = dj.bundle(dag)
     assert [*small.params] == ["a"]
-    assert nets.distance(small(*xs), dag(*xs)) <= 1e-6
+    assert nets.distance(run(small, *xs), run(dag, *xs)) <= 1e-6
 
 
 def test_the_state_keeps_its_structure():
     """So that a bundle can be trained in a scan."""
     dag, xs = made(neat(20, 8, 3), [()] * 3)
     small = dj.bundle(dag)
-    assert small.apply(*xs, train=True)[1] == small.state == {}
+    assert trained(small, *xs, key=None)[1] == small.state == {}
 
 
 def test_an_output_that_is_an_input():
     arcs = [dj.Arc("a", "x", "y", nn.Dense(3)), dj.Arc("b", "x", "y", nn.Dense(3))]
     dag, xs = made(dj.Graph(arcs, "x", ["x", "y"]), [(3,)])
-    assert nets.distance(dj.bundle(dag)(*xs), dag(*xs)) <= 1e-6
+    assert nets.distance(run(dj.bundle(dag), *xs), run(dag, *xs)) <= 1e-6
 
 
 def test_state_and_random_arcs():
     branch = lambda: dj.block(nn.Dense(4), nn.BatchNorm(), nn.Dropout(0.5))
-    graph = dj.parallel(*[branch() for _ in range(5)])
+    graph = dj.parallel(*[branch() for _ in range(3)])
     x = jax.random.normal(jax.random.key(0), (64, 3))
-    dag = dj.init(jax.random.key(1), graph, x)
+    shapes = jax.eval_shape(lambda: dj.init(jax.random.key(1), graph, x))
+    dag = nets.fill(shapes, "float32")
     small = dj.bundle(dag)
-    _, state = dag.apply(x, train=True, key=jax.random.key(2))
-    _, held = small.apply(x, train=True, key=jax.random.key(2))
+    _, state = trained(dag, x, key=jax.random.key(2))
+    _, held = trained(small, x, key=jax.random.key(2))
     back = dj.unbundle(small.replace(state=held), dag.graph).state
     assert nets.distance(back, state) <= 1e-6  # statistics come before the dropout
-    one = small.apply(x, train=True, key=jax.random.key(3))[0]
-    two = small.apply(x, train=True, key=jax.random.key(4))[0]
+    one = trained(small, x, key=jax.random.key(3))[0]
+    two = trained(small, x, key=jax.random.key(4))[0]
     assert not np.allclose(one, two)
 
 
 def test_a_network_of_a_thousand_arcs_trains():
     """From init to a lower loss in one compiled program; ten thousand: benchmarks."""
-    graph = neat(1_000, 150, 8)
-    dag, xs = made(graph, [()] * 8)
+    graph = neat(1_000, 400, 100)  # of twelve levels, as many as are compiled
+    dag, xs = made(graph, [()] * 100)
     net = dj.bundle(dag)
     y, tx = jnp.sin(sum(xs)), optax.adam(1e-2)
 
@@ -199,8 +214,7 @@ def test_a_network_of_a_thousand_arcs_trains():
         net, opt_state, value = step(net, opt_state)
         losses.append(float(value))
     assert losses[-1] < 0.2 * losses[0]
-    trained = dj.unbundle(net, dag.graph)
-    few = dj.node_functions(trained, 2)
+    few = dj.node_functions(dj.unbundle(net, dag.graph), 2)
     name = next(node for node, level in graph.levels.items() if level == 2)
     assert few[name](*xs).shape == (4,)
 

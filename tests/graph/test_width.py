@@ -1,5 +1,7 @@
 """Narrow networks: one factor for all hidden layers, the readout as it is."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,11 +32,16 @@ NETS = {
 }
 
 
+@functools.cache
+def full_widths(name):
+    return widths(NETS[name](), IMAGE)
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("factor", [1e-9, 0.3, 0.5, 1.0, 1.5])
 def test_every_hidden_layer_by_one_factor(name, factor):
-    graph = NETS[name]()
-    before, after = widths(graph, IMAGE), widths(dj.narrow(graph, factor), IMAGE)
+    before = full_widths(name)
+    after = widths(dj.narrow(NETS[name](), factor), IMAGE)
     assert list(after) == list(before)
     (readout,) = [layer for layer in before if "fc3" in layer or "head" in layer]
     assert after[readout] == before[readout] == 10

@@ -7,8 +7,9 @@ import pytest
 
 import dagjax as dj
 from dagjax.graph.dag import count_params
-from dagjax.graph.topology import Space
 from tests.graph import nets, twins
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOLERANCE = nets.TOLERANCE["float32"]
 
@@ -18,14 +19,6 @@ def abstract(graph):
     space = graph.space_of["in"]
     x = jax.ShapeDtypeStruct((2, *space.shape), space.dtype)
     return jax.eval_shape(lambda: dj.init(jax.random.key(0), graph, x))
-
-
-def example(graph):
-    """Two inputs: normal, or token ids."""
-    space, rng = graph.space_of["in"], np.random.default_rng(0)
-    if space.dtype == "int32":
-        return jnp.asarray(rng.integers(0, 11, (2, *space.shape)), space.dtype)
-    return jnp.asarray(rng.normal(size=(2, *space.shape)), space.dtype)
 
 
 def outputs(dag):
@@ -39,30 +32,16 @@ def outputs(dag):
 promotion = lambda name: "standard" if name == "densenet7" else "strict"
 
 
-def filled(name):
-    graph = twins.TWINS[name].graph
-    if "in" not in graph.space_of:  # a building block
-        graph = graph.replace(spaces={"in": Space((5, 8), "float32")})
-    return generic(abstract(graph)), example(graph)
-
-
-def generic(dag, seed=0):
-    """Random values; kernels of a size that keeps a signal alive through relus."""
-    dag = nets.fill(dag, "float32", seed)
-    louder = lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf
-    return dag.replace(params=jax.tree.map(louder, dag.params))
-
-
 @pytest.mark.parametrize("name", twins.TWINS)
 def test_twin(name):
-    _, module, variables = twins.TWINS[name]
+    graph, module, variables = twins.TWINS[name]
     with jax.numpy_dtype_promotion(promotion(name)):
-        dag, x = filled(name)
+        dag, x = twins.filled(graph)
         run = jax.jit(lambda dag, gates: dag(x, gates=gates))
         ordinary = jax.jit(lambda variables: module.apply(variables, x))
         want, gates = ordinary(variables(dag)), dj.gates(dag)
         assert nets.distance(run(dag, gates), want) <= TOLERANCE
-        other = generic(dag, seed=1)
+        other = twins.generic(dag, seed=1)
         got = run(other, gates)
         assert nets.distance(got, ordinary(variables(other))) <= TOLERANCE
         assert nets.violates(nets.distance(got, want), "float32")
@@ -73,8 +52,8 @@ def test_twin(name):
 
 def test_dense_net_in_train_mode():
     """Statistics of a concatenation are those of its pieces."""
-    _, module, variables = twins.TWINS["densenet7"]
-    dag, x = filled("densenet7")
+    graph, module, variables = twins.TWINS["densenet7"]
+    dag, x = twins.filled(graph)
     run = jax.jit(lambda dag: dag.apply(x, train=True))
     ordinary = jax.jit(
         lambda held: module.apply(held, x, train=True, mutable=["batch_stats"])
@@ -88,28 +67,15 @@ def test_dense_net_in_train_mode():
     assert nets.violates(nets.distance(old, updated["batch_stats"]), "float32")
 
 
-# --- counts -----------------------------------------------------------------------
-
-twice = lambda graph: dj.series(graph, graph)
-module, head = dj.zoo.inception_module(), dj.zoo.transformer_block(4)
+# --- counts; the rest of them in law 12 ------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("graph", "counts"),
     [
         (dj.zoo.mlp((9, 9, 9, 9)), (5, 4, 4, 1)),
-        (dj.zoo.resnet(20), (12, 20, 11, 512)),
-        (dj.zoo.dense_block(4), (5, 10, 4, 8)),
-        (dj.zoo.dense_block(4, readout=True), (6, 15, 5, 16)),
         (dj.zoo.dense_block(7), (8, 28, 7, 2**6)),
-        *[
-            (dj.zoo.unet_core(d), (2 * d + 1, 3 * d, 2 * d, d + 1))
-            for d in (1, 2, 3, 4)
-        ],
-        (module, (6, 8, 2, 4)),
-        (twice(module), (11, 16, 4, 16)),
-        (head, (3, 7, 2, 10)),
-        (twice(head), (5, 14, 4, 100)),
+        (dj.zoo.unet_core(1), (3, 3, 2, 2)),
         (dj.zoo.transformer_block(1), (3, 4, 2, 4)),
         (dj.zoo.transformer_block(8), (3, 11, 2, 18)),
         (dj.zoo.resnet50(), (19, 34, 18, 2**16)),

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dagjax as dj
+from dagjax.graph.topology import Space
+from tests.graph import nets
 
 Tree = dict[str, Any]
 Layer = tuple[str, Any, Any]  # its kind, parameters, statistics
@@ -537,3 +539,29 @@ TWINS = {
     ),
     "lstm": Twin(zoo.lstm_unrolled(5, 4, 3, features=3), LSTM(4), lstm),
 }
+
+
+# --- filled -----------------------------------------------------------------------
+
+
+def example(graph: dj.Graph, dtype: str = "float32") -> jax.Array:
+    """Two inputs: normal, or token ids."""
+    space = graph.space_of.get("in", Space((5, 8), "float32"))  # a building block
+    rng, shape = np.random.default_rng(0), (2, *space.shape)
+    if space.dtype == "int32":
+        return jnp.asarray(rng.integers(0, 11, shape), space.dtype)
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def generic(dag: dj.DAG, dtype: str = "float32", seed: int = 0) -> dj.DAG:
+    """Random values; kernels of a size that keeps a signal alive through relus."""
+    louder = lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf
+    dag = nets.fill(dag, dtype, seed)
+    return dag.replace(params=jax.tree.map(louder, dag.params))
+
+
+def filled(graph: dj.Graph, dtype: str = "float32") -> tuple[dj.DAG, jax.Array]:
+    """The network of a graph and two inputs; call it within `nets.precision(dtype)`."""
+    x = example(graph, dtype)
+    shapes = jax.eval_shape(lambda: dj.init(jax.random.key(0), graph, x))
+    return generic(shapes, dtype), x

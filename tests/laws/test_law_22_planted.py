@@ -29,11 +29,9 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def double():
-    jax.config.update("jax_disable_most_optimizations", True)
+def double(quick_compilation):
     with nets.precision("float64"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -15,15 +15,10 @@ import dagjax as dj
 from tests.experiments import tiny
 from tests.experiments.tiny import TEACHER
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = dj.TrainConfig(steps=4, batch=8, eval_every=2)
 MODEL = dj.as_model(tiny.mlp())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def counted():

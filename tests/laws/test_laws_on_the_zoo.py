@@ -11,36 +11,32 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.graph.topology import Space
 from tests.graph import nets, twins
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGE = {"input_shape": (8, 8, 1)}
+MODULES = tuple(stage[:1] for stage in twins.STAGES)
 GRAPHS = {
     "lenet_300_100": dj.zoo.lenet_300_100(**IMAGE),
     "lenet5": dj.zoo.lenet5(**IMAGE),
     "conv2": dj.zoo.conv2(**IMAGE),
     "resnet8": dj.zoo.resnet(8, width=2, **IMAGE),
     **{name: twin.graph for name, twin in twins.TWINS.items()},
+    # Less deep than the twins: to these laws many of the arcs and levels are alike.
+    "bottlenecks": dj.zoo.bottleneck_resnet((1, 1), 3, width=3, small=False, **IMAGE),
+    "wide_resnet16": dj.zoo.wide_resnet(10, 3, widen=2, width=2, **IMAGE),
+    "inception": dj.zoo.inception(
+        3, MODULES, width=4, small=False, input_shape=(32, 32, 2)
+    ),
+    "vit": dj.zoo.vit(1, 3, heads=2, features=8, hidden=10, **IMAGE),
+    "mixer": dj.zoo.mixer(1, 3, features=8, token_hidden=6, hidden=10, **IMAGE),
 }
-
-
-def filled(name):
-    """The network and two examples, normal or token ids."""
-    graph = GRAPHS[name]
-    space = graph.space_of.get("in", Space((5, 8), "float32"))
-    rng, shape = np.random.default_rng(0), (2, *space.shape)
-    ids = space.dtype == "int32"
-    x = jnp.asarray(rng.integers(0, 11, shape) if ids else rng.normal(size=shape))
-    x = x.astype("int32" if ids else "float64")
-    dag = jax.eval_shape(lambda: dj.init(jax.random.key(0), graph, x))
-    dag = nets.fill(dag, "float64")
-    louder = lambda leaf: 2**0.5 * leaf if leaf.ndim > 1 else leaf
-    return dag.replace(params=jax.tree.map(louder, dag.params)), x
 
 
 def all_laws(dag, x, t, off):
     """`{law: (got, want, mutant)}`."""
-    factors, b = dj.factors(dag), dj.inject(dag, x)
+    (start,), factors, b = dag.graph.inputs, dj.factors(dag), dj.inject(dag, x)
     h, y = dj.compose(factors)(b), dag(x)
     value = dj.linearize(dag, x, tolerance=0)
     slope = dj.linearize(dag, x, kind="jacobian", tolerance=0)
@@ -56,37 +52,41 @@ def all_laws(dag, x, t, off):
         "factors": (h["out"], y, dj.compose(factors[1:])(b)["out"]),
         "inverse": (dj.inverse(factors)(h), b, dj.inverse(factors[:-1])(h)),
         "deletion": (alone(x), gated, y),
-        "transfer": (dj.transfer(dag, "in", "out")(x), y, gated),
+        "transfer": (dj.transfer(dag, start, "out")(x), y, gated),
         "push": (value.push(value.b), floats, value.push(dead)),
         "cut": (cuts, jnp.stack([y] * len(cuts)), arcs_only),
     }
     if t is not None:
         dy = jax.jvp(lambda x: dag(x), (x,), (t,))[1]
-        pushed = slope.read("out", slope.push(dead | {"in": t}))
+        pushed = slope.read("out", slope.push(dead | {start: t}))
         without = jax.jvp(lambda x: alone(x), (x,), (t,))[1]
         laws["derivative"] = (pushed, dy, without)
     return laws
 
 
+def check(dag, x):
+    """All laws at a point, by one compiled program."""
+    t = None if x.dtype == "int32" else jnp.cos(x)
+    off = dag.graph.arcs[len(dag.graph.arcs) // 2].name
+    found = jax.jit(all_laws, static_argnums=3)(dag, x, t, off)
+    for law, (got, want, mutant) in found.items():
+        tolerance = 1e-10 if law == "cut" else 1e-12
+        scale = (want, got, found["push"][1])
+        assert nets.distance(got, want, scale) <= tolerance, law
+        assert nets.violates(nets.distance(mutant, want, scale), "float64"), law
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_laws(name):
     with nets.precision("float64"):
-        dag, x = filled(name)
-        t = None if x.dtype == "int32" else jnp.cos(x)
-        off = dag.graph.arcs[len(dag.graph.arcs) // 2].name
-        found = jax.jit(all_laws, static_argnums=3)(dag, x, t, off)
-        for law, (got, want, mutant) in found.items():
-            tolerance = 1e-10 if law == "cut" else 1e-12
-            scale = (want, got, found["push"][1])
-            assert nets.distance(got, want, scale) <= tolerance, law
-            assert nets.violates(nets.distance(mutant, want, scale), "float64"), law
+        check(*twins.filled(GRAPHS[name], "float64"))
 
 
 @pytest.mark.parametrize("name", ["inception", "gpt", "lstm", "experts", "unet"])
 def test_subnetworks(name):
     """Some arcs' gate vectors at once, against one by one; interactions add up."""
     with nets.precision("float64"):
-        dag, x = filled(name)
+        dag, x = twins.filled(GRAPHS[name], "float64")
         arcs = [arc.name for arc in dag.graph.arcs[1::3]][:4]
         found = dj.interactions(dag, x, arcs=arcs)
         one = jax.jit(lambda dag, x, gates: dag(x, gates=gates))

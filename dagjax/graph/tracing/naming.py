@@ -85,9 +85,11 @@ class Names:
             self.cut.pieces, key=lambda piece: piece.target
         ):
             pieces = list(group)
-            named = [self._of_parameters(self.cut.work(p)) for p in pieces]
-            place = self._place(target, named)
-            for piece, name in zip(pieces, named, strict=True):
+            work = [self.cut.work(piece) for piece in pieces]
+            modules = [self._modules(equations) for equations in work]
+            place = self._place(target, modules)
+            for piece, equations, read in zip(pieces, work, modules, strict=True):
+                name = self._of_modules(read, equations)
                 self.pieces[piece] = arcs(name or self._of_work(piece, place))
             if target in outputs:
                 self.nodes[target] = outputs[target]
@@ -96,22 +98,21 @@ class Names:
             else:
                 self.nodes[target] = nodes(self._of_meeting(target, place))
 
-    def _of_parameters(self, work: Sequence[Equation]) -> str:
-        """The module whose parameters a piece reads; of several what they share."""
-        read = [(e, self.paths[v]) for e in work for v in e.reads if v in self.paths]
-        if not read:
-            return ""
-        heavy = [
-            self._source(e) for e in work
-            if e in self.flow.operands and not is_light(e, True)
-        ]  # fmt: skip
-        paths = [path for path in heavy if path] or [read[0][1]]
-        modules = list(dict.fromkeys(map(_module, paths)))
-        shared = posixpath.commonpath(modules)
-        if len(modules) == 1 or _is_word(shared):
-            return self._lettered(shared, work)
-        ends = (self._lettered(module, work) for module in (modules[0], modules[-1]))
-        return "..".join(dict.fromkeys(ends))
+    def _modules(self, work: Sequence[Equation]) -> list[str]:
+        """The modules whose parameters the heavy equations read, else the first."""
+        read = [self.paths[v] for e in work for v in e.reads if v in self.paths]
+        data = [e for e in work if e in self.flow.operands]
+        heavy = [self._source(e) for e in data if not is_light(e, True)]
+        paths = [path for path in heavy if path] or read[:1]
+        return list(dict.fromkeys(map(_module, paths)))
+
+    def _of_modules(self, modules: list[str], work: Sequence[Equation]) -> str:
+        """The module that a piece reads; of several what they share."""
+        shared = posixpath.commonpath(modules) if modules else ""
+        if not modules or _is_word(shared):
+            return shared
+        ends = dict.fromkeys((modules[0], modules[-1]))
+        return "..".join(dict.fromkeys(self._lettered(end, work) for end in ends))
 
     def _lettered(self, name: str, work: Sequence[Equation]) -> str:
         """A name that is not only a number, as modules in a list have."""
@@ -157,12 +158,13 @@ class Names:
         word = kind(merge.equations) if merge else "sum"
         return f"{place}/{word}" if place else word
 
-    def _place(self, target: Value, named: Sequence[str]) -> str:
+    def _place(self, target: Value, modules: Sequence[list[str]]) -> str:
         """The module that a sum or merge stands in."""
-        scope = self.scopes[self.flow.maker[target]]
-        if scope:
+        if scope := self.scopes[self.flow.maker[target]]:
             return scope
-        parents = {posixpath.dirname(name) for name in named if name}
+        alone = [m[0] for m in modules if len(m) == 1]
+        several = [posixpath.commonpath(m) for m in modules if len(m) > 1]
+        parents = {*several, *map(posixpath.dirname, alone)}
         return posixpath.commonpath(parents) if parents and all(parents) else ""
 
 

@@ -127,9 +127,13 @@ class Traced(Function):
         """Paths of the parameters that it reads."""
         return tuple(s.path for s in self._code.slots if s.tree == "params")
 
-    @functools.cached_property
+    @property
     def pattern(self) -> Hashable:
         """Its equations with their shapes."""
+        return self._pattern
+
+    @functools.cached_property
+    def _pattern(self) -> Hashable:
         return self.text, pattern_of(self._code.closed)
 
     def own(self, params: Params, name: str) -> Any:
