@@ -29,6 +29,8 @@ from dagjax.graph.sweep import (
 from dagjax.graph.topology import Arc, Graph, GraphError, Space
 
 _MANY = 64  # equal arcs that are initialized in one call
+# What shapes and dtypes depend on beside a function and its input.
+_SETTINGS = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion")
 _ODD = 97  # a batch size that no other axis is likely to have
 
 
@@ -56,12 +58,11 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     """
     specs = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in xs]
     values = jax.eval_shape(functools.partial(start, graph), specs)
-    shapes = functools.cache(_output_shape)
     alike: dict[Any, dict[str, Any]] = {}  # what one draw can initialize
     for arc in graph.arcs:
         x = _shape_at(graph, arc.source, values)
         with noted(arc, x):
-            y = shapes(arc.fn, x)
+            y = _output_shape(arc.fn, x, *[getattr(jax.config, s) for s in _SETTINGS])
         old = values.get(arc.target)
         _check_sum(graph, arc, old, y)
         values[arc.target] = _delivered(graph, arc, old, y)
@@ -124,8 +125,10 @@ def check_arc(dag: DAG, arc: Arc) -> None:
     _check_sum(graph, arc, old, y)
 
 
-def _output_shape(fn: Function, x: Any) -> Any:
+@functools.lru_cache(maxsize=4096)  # blocks in blocks would ask again and again
+def _output_shape(fn: Function, x: Any, *settings: Any) -> Any:
     """The shape of what a function makes of `x`; nothing is computed."""
+    del settings
 
     def run(x: Any) -> Any:
         own, held = fn.init(jax.random.key(0), x)
