@@ -91,14 +91,14 @@ class Case(NamedTuple):
 
     def arc(self, arc: dj.Arc, x: np.ndarray, train: bool = False, key: Any = None):
         """What the arc makes of `x`, in numpy if possible."""
-        params = self.dag.params.get(arc.name, {})
+        own = lambda tree: tree if arc.rooted else tree.get(arc.name, {})
+        params, state = own(self.dag.params), own(self.dag.state)
         if arc.name in self.functions:
             return self.functions[arc.name](jax.tree.map(np.asarray, params), x)
-        state = self.dag.state.get(arc.name, {})
-        own = None
+        stream = None
         if key is not None:
-            own = jax.random.fold_in(key, zlib.crc32(arc.name.encode()))
-        y, _ = arc.fn.apply(params, state, jnp.asarray(x), train=train, key=own)
+            stream = jax.random.fold_in(key, zlib.crc32(arc.name.encode()))
+        y, _ = arc.fn.apply(params, state, jnp.asarray(x), train=train, key=stream)
         return np.asarray(y)
 
     def oracle(
