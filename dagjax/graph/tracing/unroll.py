@@ -48,10 +48,14 @@ def _equation(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
 
 def _steps(eqn: Any, values: list[Any]) -> list[Any]:
     """`carry, y_i = body(consts, carry, x_i)` for i = 0, 1, ..., the ys stacked."""
-    held = eqn.params["num_consts"]
-    first = held + eqn.params["num_carry"]
-    consts, carry, xs = values[:held], values[held:first], values[first:]
     inner, inner_consts = called(eqn)
+    # Inputs and outputs of a step have an axis less than those of the loop.
+    stacked = lambda outer, step: outer.aval.ndim > step.aval.ndim
+    xs = sum(map(stacked, eqn.invars, inner.invars))
+    carried = len(eqn.outvars) - sum(map(stacked, eqn.outvars, inner.outvars))
+    first = len(values) - xs
+    held = first - carried
+    consts, carry, xs = values[:held], values[held:first], values[first:]
     rows: list[list[Any]] = []
     steps = range(eqn.params["length"])
     for i in reversed(steps) if eqn.params["reverse"] else steps:
