@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import types
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -38,8 +39,8 @@ def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
     """A hashable stand-in that is equal for values that compute the same.
 
     Modules and dataclasses are taken field by field, functions by their code and what
-    they close over, arrays by their bytes. What cannot be looked into is compared by
-    identity: the worst that happens then is one more compilation.
+    they close over, arrays by a hash of their bytes. What cannot be looked into is
+    compared by identity: the worst that happens then is one more compilation.
 
     Args:
         value: A hyperparameter: number, string, function, Flax module, array, ...
@@ -68,7 +69,8 @@ def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
         value, jax.core.Tracer
     ):
         dtype, value = str(value.dtype), _raw(value)
-        return ("array", value.shape, dtype, value.tobytes())
+        digest = hashlib.blake2b(value.tobytes(), digest_size=16).hexdigest()
+        return ("array", value.shape, dtype, digest)
     if isinstance(value, float):
         return ("float", value.hex())  # 0.0 == -0.0, and nan != nan
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -105,10 +105,8 @@ class Code(NamedTuple):
     def __call__(self, params: Any, state: Any, *values: Any) -> list[Any]:
         """Its outputs."""
         trees = {"params": params, **state}
-        leaves = {
-            tree: jax.tree.leaves(trees.get(tree))
-            for tree in {s.tree for s in self.slots}
-        }
+        needed = {slot.tree for slot in self.slots}
+        leaves = {tree: jax.tree.leaves(trees.get(tree)) for tree in needed}
         avals = [v.aval for v in self.closed.jaxpr.invars]
         read = [
             slot.read(leaves[slot.tree], aval)
@@ -124,12 +122,14 @@ class Plan:
         closed, shapes = traced(request.fn, request.args)
         self.request = request
         self.flat = flatten(unrolled(closed) if request.unroll else closed)
+        self._codes: dict[str, Code] = {}
+        self._merges: dict[str, Code] = {}
+        self._consts = [*self.flat.consts.values()]
+        self.flat.consts.update(dict.fromkeys(self.flat.consts))
         self.result, self.new_state = _results(shapes, request.state)
         ends = len(jax.tree.leaves(self.result))
-        self.outvars, self.state_outvars = (
-            self.flat.outvars[:ends],
-            self.flat.outvars[ends:],
-        )
+        self.outvars = self.flat.outvars[:ends]
+        self.state_outvars = self.flat.outvars[ends:]
         self.slots = _slots(self.flat, request)
         self.inputs = [v for v in self.flat.invars if v not in self.slots]
         held = [v for v, slot in self.slots.items() if slot.tree != "keys"]
@@ -138,6 +138,11 @@ class Plan:
         self.cut, self.names = _named(self, request.granularity)
         self.piece_of = {name: piece for piece, name in self.names.pieces.items()}
         self.value_of = {name: value for value, name in self.names.nodes.items()}
+
+    def release(self) -> list[Any]:
+        """The arrays that the function closed over, which the plan lets go."""
+        held, self._consts = self._consts, []
+        return held
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -156,60 +161,56 @@ class Plan:
     def arc(self, name: str) -> tuple[Code, Piece]:
         """What an arc evaluates."""
         piece = self.piece_of[name]
-        work = self.cut.work(piece)
-        return self._code(name, work, [piece.source], [piece.end]), piece
+        if name not in self._codes:
+            work = self.cut.work(piece)
+            self._codes[name] = self._code(work, [piece.source], [piece.end])
+        return self._codes[name], piece
 
     def merge(self, node: str) -> Code:
         """What a merge evaluates, of its ports."""
-        value = self.value_of[node]
-        ports, equations = self.cut.merges[value]
-        return self._code(f"merge {node}", equations, ports, [value])
-
-    def update(self) -> tuple[Code, list[str]]:
-        """What makes the new state, and the nodes that it is made of."""
-        ends = self.state_values
-        work = self.flow.cone(ends, {*self.cut.nodes})
-        read = dict.fromkeys([*(v for e in work for v in e.reads), *ends])
-        values = [v for v in read if v in self.names.nodes]
-        code = self._code("state", work, values, self.state_outvars)
-        return code, [self.names.nodes[v] for v in values]
+        if node not in self._merges:
+            value = self.value_of[node]
+            ports, equations = self.cut.merges[value]
+            self._merges[node] = self._code(equations, ports, [value])
+        return self._merges[node]
 
     @functools.cached_property
-    def _codes(self) -> dict[str, Code]:
-        return {}
-
-    def _code(
-        self, name: str, work: Sequence[Equation], values: Sequence[Value], ends: Any
-    ) -> Code:
-        if name not in self._codes:
-            known = [v for v in ends if not isinstance(v, core.Literal)]
-            read = dict.fromkeys([*(v for e in work for v in e.reads), *known])
-            leaves = [v for v in read if v in self.slots]
-            closed = program(self.flat.jaxpr, work, [*values, *leaves], [*ends])
-            self._codes[name] = Code(closed, tuple(self.slots[v] for v in leaves))
-        return self._codes[name]
+    def update(self) -> tuple[Code, list[str]]:
+        """What makes the new state, and the nodes that it is made of."""
+        work = self.flow.cone(self.state_values, {*self.cut.nodes})
+        read = dict.fromkeys([v for e in work for v in e.reads] + self.state_values)
+        values = [v for v in read if v in self.names.nodes]
+        code = self._code(work, values, self.state_outvars)
+        return code, [self.names.nodes[v] for v in values]
 
     @property
     def state_values(self) -> list[Value]:
         """The variables of the new state."""
         return [v for v in self.state_outvars if not isinstance(v, core.Literal)]
 
+    def _code(
+        self, work: Sequence[Equation], values: Sequence[Value], ends: Sequence[Any]
+    ) -> Code:
+        known = [v for v in ends if not isinstance(v, core.Literal)]
+        read = dict.fromkeys([v for e in work for v in e.reads] + known)
+        leaves = [v for v in read if v in self.slots]
+        closed = program(self.flat.jaxpr, work, [*values, *leaves], [*ends])
+        return Code(closed, tuple(self.slots[v] for v in leaves))
+
     def _check(self) -> None:
         """Whether every output depends on the inputs."""
         paths = jax.tree_util.tree_leaves_with_path(self.result)
         for (path, shape), atom in zip(paths, self.outvars, strict=True):
-            if isinstance(atom, core.Literal) or atom not in self.flow.data:
-                maker = (
-                    None
-                    if isinstance(atom, core.Literal)
-                    else self.flow.maker.get(atom)
-                )
-                where = line_of(maker.eqn) if maker else ""
-                raise TraceError(
-                    f"the output {path_of(path) or 'of'} {name_of(self.request.fn)} "
-                    f"({shape.dtype}{list(shape.shape)}) does not depend on the inputs"
-                    f"{where}; return it apart, or make what it depends on an input"
-                )
+            variable = None if isinstance(atom, core.Literal) else atom
+            if variable in self.flow.data:
+                continue
+            maker = self.flow.maker.get(variable)
+            where = line_of(maker.eqn) if maker else ""
+            raise TraceError(
+                f"the output {path_of(path)} of {name_of(self.request.fn)} "
+                f"({shape.dtype}{list(shape.shape)}) does not depend on the inputs"
+                f"{where}; return it apart, or make what it depends on an input"
+            )
 
 
 def _results(shapes: Any, state: Any) -> tuple[Any, Any]:

@@ -79,7 +79,7 @@ def trace(
     held = {
         "user": state,
         "keys": [x for x, v in _arguments(plan, inputs) if v in plan.slots],
-        "consts": list(plan.flat.consts.values()),
+        "consts": plan.release(),
     }
     return DAG(
         _graph(program), params, {k: v for k, v in held.items() if jax.tree.leaves(v)}

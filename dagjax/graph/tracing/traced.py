@@ -91,6 +91,7 @@ class Program:
                     f"batch size {self.batch} and {theirs.get(differing[0][0])} at "
                     f"{batch} (source, target, port); trace it again for this size"
                 )
+            plan.release()
             self._plans[batch] = plan
         return self._plans[batch]
 
@@ -275,7 +276,7 @@ class TracedForm(Form):
     def _update(self, read: Callable[[str], Any], net: Any, y: Any) -> Any:
         result = lambda plan: plan.outvars[0].aval.shape
         plan = self.program.plan(result, jnp.shape(y), "the result")
-        code, nodes = plan.update()
+        code, nodes = plan.update
         leaves = code(net.params, net.state, *map(read, nodes))
         return jax.tree.unflatten(jax.tree.structure(plan.new_state), leaves)
 
