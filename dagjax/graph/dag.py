@@ -84,7 +84,7 @@ class DAG:
         values, state = climb(
             self.graph, self.params, state, values, gates=gates, train=train, key=key
         )
-        net = self.replace(state=state)
+        net = self.replace(state=form.located(self.params, state, values))
         shown = lambda node: net.read(node, values[node])
         return form.result(shown, self.graph.outputs, net)
 

@@ -20,6 +20,11 @@ class Form:
         del xs
         return state
 
+    def located(self, params: Any, state: Any, values: dict[str, Any]) -> Any:
+        """The state, with what arcs must know of the values at the other nodes."""
+        del params, values
+        return state
+
     def shape(
         self, node: str, port: int | None, space: Any, batch: tuple[int, ...]
     ) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ def start(
             f"got {len(xs)} arrays"
         )
     values: Values = dict(zip(graph.inputs, map(jnp.asarray, xs), strict=True))
-    batch = values[graph.inputs[0]].shape[:1]
+    batch = next((x.shape[:1] for x in values.values() if x.shape), ())
     fed = {(arc.target, arc.port) for arc in graph.arcs} if nodes is None else set()
     for node in graph.nodes if nodes is None else nodes:
         if node not in values:
@@ -72,9 +72,10 @@ def sweep(
     `onto` is what they add to, where it is not `z` itself.
     """
     new, kept = dict(values if onto is None else onto), state
+    here = graph.form.located(params, state, values)
     for arc in arcs:
         value = values[arc.source]
-        y, updated = carry(graph, arc, params, state, value, train=train, key=key)
+        y, updated = carry(graph, arc, params, here, value, train=train, key=key)
         if not arc.rooted and updated is not state.get(arc.params_name, _NOTHING):
             kept = {**kept, arc.params_name: updated}
         gate = None if gates is None else gates.get(arc.name)

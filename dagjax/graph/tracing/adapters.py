@@ -10,7 +10,7 @@ from flax import nnx
 
 from dagjax.graph.dag import DAG
 from dagjax.graph.functions import Linen
-from dagjax.graph.tracing.program import Granularity
+from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
 
 

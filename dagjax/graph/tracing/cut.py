@@ -38,6 +38,7 @@ class Piece:
         end: The value that it delivers.
         negated: Whether the sum subtracts it.
         port: Of a merge.
+        copy: How many pieces of a sum were the same before.
     """
 
     source: Value
@@ -45,6 +46,7 @@ class Piece:
     end: Value
     negated: bool = False
     port: int | None = None
+    copy: int = 0
 
 
 class Meeting(NamedTuple):
@@ -113,7 +115,10 @@ class _Cutter:
             (source,) = self._sources[value]
             found = [Piece(source, value, value)]
         elif terms := self._terms(value):
-            found = [Piece(self._at(v), value, v, minus) for v, minus in terms]
+            found = [
+                Piece(self._at(v), value, v, minus, copy=terms[:i].count((v, minus)))
+                for i, (v, minus) in enumerate(terms)
+            ]
         else:
             self.merges[value] = meeting = self._meeting(value)
             ends = enumerate(meeting.ports)
@@ -137,22 +142,26 @@ class _Cutter:
 
     def _terms(self, value: Value) -> list[tuple[Value, bool]]:
         """What a sum adds up, and whether with a minus; nothing if it is no sum."""
-        equation = self.flow.maker[value]
-        if equation.name == "neg":
-            signs: tuple[bool, ...] = (True,)
-        elif is_sum(equation) and len(self.flow.operands[equation]) == 2:
-            signs = (False, equation.name == "sub")
-        else:
-            return []
-        found = []
-        for operand, minus in zip(equation.eqn.invars, signs, strict=True):
-            if not self._is_mixed(operand):
-                found.append((operand, minus))
+        found, waiting = [], [(value, False)]
+        while waiting:
+            term, minus = waiting.pop()
+            if term is not value and not self._is_mixed(term):
+                found.append((term, minus))
                 continue
-            if not (inner := self._terms(operand)):
+            signs = self._signs(self.flow.maker[term])
+            if not signs or (term is not value and len(self.flow.users[term]) > 1):
                 return []
-            found += [(v, negated != minus) for v, negated in inner]
+            operands = self.flow.maker[term].eqn.invars
+            parts = zip(operands, (sign != minus for sign in signs), strict=True)
+            waiting += reversed([*parts])
         return found
+
+    def _signs(self, equation: Equation) -> tuple[bool, ...]:
+        """Which operands a sum subtracts; nothing if an equation is no sum of data."""
+        if equation.name == "neg":
+            return (True,)
+        sums = is_sum(equation) and len(self.flow.operands[equation]) == 2
+        return (False, equation.name == "sub") if sums else ()
 
     def _meeting(self, value: Value) -> Meeting:
         """The equations of a merge, and what enters them from one node each."""

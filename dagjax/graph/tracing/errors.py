@@ -35,8 +35,9 @@ def traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
     Raises:
         TraceError: If tracing fails, or the function has side effects.
     """
+    fresh = lambda *args: fn(*args)  # jax would remember what fn was before
     try:
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+        closed, shapes = jax.make_jaxpr(fresh, return_shape=True)(*args)
     except TraceError:
         raise
     except Exception as error:

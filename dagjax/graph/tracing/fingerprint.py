@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend import core
 
+from dagjax.graph.identity import canonical
 from dagjax.graph.tracing.flatten import Flat
 
 
 def fingerprint(flat: Flat) -> str:
     """A hash of equations, shapes and parameters of primitives.
 
-    What a primitive holds of Python functions (the rules of a custom derivative) is
-    left out: the function that was traced stands for them.
+    What a primitive holds of Python functions (the rules of custom derivatives) is left
+    out: `rules` and the function that was traced stand for them.
 
     Args:
         flat: The program.
@@ -32,6 +33,16 @@ def fingerprint(flat: Flat) -> str:
         lines.append(f"{inside}{_equation(equation.eqn, number)}")
     lines.append(str([_atom(a, number) for a in flat.outvars]))
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def rules(flat: Flat) -> tuple[Hashable, ...]:
+    """The backward rules of custom derivatives, in the order of the equations.
+
+    Args:
+        flat: The program.
+    """
+    found = [e.eqn.params["bwd"] for e in flat.equations if "bwd" in e.eqn.params]
+    return tuple(canonical(getattr(rule, "f", rule)) for rule in found)
 
 
 def pattern_of(closed: Any) -> str:

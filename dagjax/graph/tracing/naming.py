@@ -26,7 +26,6 @@ _WORDS = {
     "reduce_max": "max",
     "reduce_sum": "mean",
     "concatenate": "concat",
-    "gather": "embed",
     "select_n": "select",
     "mul": "product",
     "add": "sum",
@@ -79,8 +78,8 @@ class Names:
         self._name_all(outputs)
 
     def _name_all(self, outputs: Mapping[Value, str]) -> None:
-        arcs = _Unique()
-        nodes = _Unique(outputs.values(), self.nodes.values())
+        arcs = Unique()
+        nodes = Unique(outputs.values(), self.nodes.values())
         for target, group in itertools.groupby(
             self.cut.pieces, key=lambda piece: piece.target
         ):
@@ -102,9 +101,9 @@ class Names:
         """The modules whose parameters the heavy equations read, else the first."""
         read = [self.paths[v] for e in work for v in e.reads if v in self.paths]
         data = [e for e in work if e in self.flow.operands]
-        heavy = [self._source(e) for e in data if not is_light(e, True)]
-        paths = [path for path in heavy if path] or read[:1]
-        return list(dict.fromkeys(map(_module, paths)))
+        heavy = [self._sources(e) for e in data if not is_light(e, True)]
+        found = [_shared(list(map(_module, paths))) for paths in heavy if paths]
+        return list(dict.fromkeys(found or map(_module, read[:1])))
 
     def _of_modules(self, modules: list[str], work: Sequence[Equation]) -> str:
         """The module that a piece reads; of several what they share."""
@@ -126,15 +125,13 @@ class Names:
         shared = posixpath.commonpath(scopes)
         return shared if shared else "..".join(dict.fromkeys((scopes[0], scopes[-1])))
 
-    def _source(self, equation: Equation) -> str:
-        """The path of the parameter that an equation reads, itself or in a chain."""
+    def _sources(self, equation: Equation) -> list[str]:
+        """The paths of the parameters that an equation reads, itself or in a chain."""
         waiting = [v for v in equation.reads if v not in self.flow.data]
         for value in waiting:
-            if value in self.paths:
-                return self.paths[value]
-            if value in self.flow.maker:
+            if value not in self.paths and value in self.flow.maker:
                 waiting += self.flow.maker[value].reads
-        return ""
+        return [self.paths[v] for v in dict.fromkeys(waiting) if v in self.paths]
 
     def _of_work(self, piece: Piece, place: str) -> str:
         """A name from the scopes and the work of a piece without parameters."""
@@ -168,13 +165,14 @@ class Names:
         return posixpath.commonpath(parents) if parents and all(parents) else ""
 
 
-class _Unique:
-    """Appends `_1`, `_2`, ... to a name that was given before."""
+class Unique:
+    """Names that are given once."""
 
     def __init__(self, *taken: Iterable[str]):
         self.taken = {*itertools.chain(*taken)}
 
     def __call__(self, name: str) -> str:
+        """The name, or the first of `name_1`, `name_2`, ... that is free."""
         given = name
         for number in itertools.count(1):
             if given not in self.taken:
@@ -202,7 +200,8 @@ def describe(flow: Flow, work: Sequence[Equation]) -> str:
         if equation not in flow.operands:  # of parameters and statistics alone
             steps += ["norm"] * (equation.name == "rsqrt")
         elif not is_light(equation, flow.reads_parameter(equation)):
-            steps.append(f"{_word(equation)}{_shape(flow, equation)}")
+            word = "embed" if equation.name == "gather" else _word(equation)
+            steps.append(f"{word}{_shape(flow, equation)}")
         elif equation.name in _STEPS or equation.name.startswith("custom"):
             steps.append(_word(equation))
     names = ">".join(steps)
@@ -234,6 +233,12 @@ def _module(path: str) -> str:
     """`fc/kernel` is of `fc`; `attention/query` is one of several of `attention`."""
     module, name = posixpath.split(path)
     return module if module and (name in _LEAVES or name.isdigit()) else path
+
+
+def _shared(modules: Sequence[str]) -> str:
+    """What modules have in common, else the first."""
+    common = posixpath.commonpath(modules)
+    return common if _is_word(common) else modules[0]
 
 
 def _is_word(name: str) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
 from dagjax.graph.tracing.flatten import Equation
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.roles import is_light, is_sum
+from dagjax.graph.tracing.roles import is_key, is_light, is_sum
 
 _PRODUCTS = frozenset(("mul",))
 _EXTREMES = (frozenset(("max",)), frozenset(("min",)))
@@ -28,7 +28,8 @@ _MASKING = frozenset(("add", "sub", "mul", "select_n", "div"))
 def primitives(flow: Flow) -> Choice:
     """Every value that an output needs."""
     needed = flow.cone(flow.outputs, flow.inputs)
-    made = {v for e in needed if e in flow.operands for v in e.eqn.outvars}
+    data = [e for e in needed if e in flow.operands]
+    made = {v for e in data for v in e.eqn.outvars if not is_key(v.aval)}
     return Choice({*flow.inputs, *flow.outputs} | (made & {*flow.users}))
 
 

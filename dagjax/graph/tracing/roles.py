@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from dagjax.graph.tracing.flatten import Equation
@@ -49,6 +51,12 @@ _LIGHT = _ELEMENTWISE | _REDUCTIONS | _MOVES
 _CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"))
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array, or what stands for one, is a typed random key."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def is_light(equation: Equation, reads_parameter: bool) -> bool:
     """Whether it only shapes a value: elementwise, a reduction, or moving entries.
 
@@ -58,6 +66,8 @@ def is_light(equation: Equation, reads_parameter: bool) -> bool:
     """
     if equation.name == "gather" and reads_parameter:
         return False
+    if all(is_key(v.aval) for v in equation.eqn.outvars):
+        return True  # a key is no value of a node
     return _all(equation.eqn, _LIGHT)
 
 

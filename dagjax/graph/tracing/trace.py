@@ -16,8 +16,9 @@ from dagjax.graph.tracing.cut import Meeting
 from dagjax.graph.tracing.errors import TraceError, TraceWarning, name_of
 from dagjax.graph.tracing.flow import Value
 from dagjax.graph.tracing.naming import path_of
-from dagjax.graph.tracing.program import Granularity, Plan, Request
-from dagjax.graph.tracing.traced import Program, Traced, TracedForm, TracedMerge
+from dagjax.graph.tracing.plan import Granularity, Plan, Request
+from dagjax.graph.tracing.program import Program
+from dagjax.graph.tracing.traced import Traced, TracedForm, TracedMerge
 
 
 def trace(
@@ -120,14 +121,14 @@ def _merge(program: Program, value: Value, meeting: Meeting) -> Any:
     return TracedMerge(program, program.base.names.nodes[value])
 
 
-def _space(plan: Plan, value: Value, batch: int) -> Any:
+def _space(plan: Plan, value: Value, batch: int | None) -> Any:
     if value not in plan.cut.merges:
         return _space_of(value.aval, batch)
     return tuple(_space_of(v.aval, batch) for v in plan.cut.merges[value].ports)
 
 
-def _space_of(aval: Any, batch: int) -> Space:
-    batched = bool(aval.shape) and aval.shape[0] == batch
+def _space_of(aval: Any, batch: int | None) -> Space:
+    batched = aval.shape[:1] == (batch,)
     return Space(aval.shape[1:] if batched else aval.shape, str(aval.dtype), batched)
 
 
@@ -138,7 +139,8 @@ def _arguments(plan: Plan, inputs: Any) -> list[tuple[Any, Value]]:
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 def _check_arrays(what: str, tree: Any) -> None:

@@ -5,105 +5,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dagjax.graph.form import Form
 from dagjax.graph.functions import Function, Params, State
-from dagjax.graph.identity import canonical
 from dagjax.graph.merges import Port
 from dagjax.graph.tracing.errors import TraceError, name_of
 from dagjax.graph.tracing.fingerprint import pattern_of
 from dagjax.graph.tracing.naming import describe, kind
 from dagjax.graph.tracing.neutral import roles, settled
-from dagjax.graph.tracing.program import Plan, Request
-from dagjax.graph.tracing.roles import is_known
+from dagjax.graph.tracing.plan import Leaves, Plan, leaves_of
+from dagjax.graph.tracing.program import Program, Shape
+from dagjax.graph.tracing.roles import is_key, is_known
 
-Shape = tuple[int, ...]
 
-
-class Program:
-    """A function with its plans, one for each batch size that was met.
-
-    Two programs are equal if the same function (its code and what it closes over) was
-    traced at the same shapes to the same equations.
+class Here(NamedTuple):
+    """What an arc must know of the rest of the network, in its state under "here".
 
     Args:
-        request: What is traced.
+        plan: The plan that the inputs fit.
+        leaves: Of the parameters and of the parts of the state.
     """
 
-    def __init__(self, request: Request):
-        self.request, self.base = request, Plan(request)
-        self.batch = _batch(request)
-        self._plans = {self.batch: self.base}
-        shapes = [(v.aval.shape, str(v.aval.dtype)) for v in self.base.flat.invars]
-        self.key: Hashable = (
-            canonical(request.fn), tuple(shapes), self.base.fingerprint,
-            jax.tree.structure(request.args), canonical(request.granularity),
-        )  # fmt: skip
-        self._hash = hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Program) and self.key == other.key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def plan(self, shape_in: Callable[[Plan], Shape], new: Shape, what: str) -> Plan:
-        """The plan in which a value has the shape `new`.
-
-        Args:
-            shape_in: The shape of the value in a plan.
-            new: Its shape now.
-            what: The value in words.
-
-        Raises:
-            TraceError: If no batch size explains the shape.
-        """
-        for plan in [*self._plans.values()]:
-            if shape_in(plan) == new:
-                return plan
-        old = shape_in(self.base)
-        for batch in self._batches(old, new):
-            if shape_in(self.at(batch)) == new:
-                return self.at(batch)
-        raise TraceError(
-            f"{what} has the shape {list(new)}; {name_of(self.request.fn)} was traced "
-            f"where it has {list(old)}, and only the batch size may be another; trace "
-            "it again with inputs of the new shapes"
-        )
-
-    def at(self, batch: int) -> Plan:
-        """The plan at another batch size.
-
-        Raises:
-            TraceError: If the graph is another one there.
-        """
-        if batch not in self._plans:
-            plan = Plan(_resized(self.request, self.batch, batch))
-            ours, theirs = self.base.structure, plan.structure
-            if differing := sorted({*ours.items()} ^ {*theirs.items()}):
-                raise TraceError(
-                    f"the graph of {name_of(self.request.fn)} depends on the batch "
-                    f"size: arc {differing[0][0]!r} is {ours.get(differing[0][0])} at "
-                    f"batch size {self.batch} and {theirs.get(differing[0][0])} at "
-                    f"{batch} (source, target, port); trace it again for this size"
-                )
-            plan.release()
-            self._plans[batch] = plan
-        return self._plans[batch]
-
-    def _batches(self, old: Shape, new: Shape) -> list[int]:
-        """Batch sizes that may explain why a value has another shape now."""
-        if not self.batch:
-            return []
-        if len(old) != len(new):  # at batch size 1 axes are dropped now and then
-            return [n for n in new[:1] if n]
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
-        found = {b * self.batch / a if a else 0 for a, b in pairs}
-        return [int(n) for n in found if len(found) == 1 and n >= 1 and n == int(n)]
+    plan: Plan
+    leaves: Leaves
 
 
 class Traced(Function):
@@ -162,9 +90,9 @@ class Traced(Function):
                 "traced: cast it, or trace the function again"
             )
         source = lambda plan: plan.piece_of[self.name].source.aval.shape
-        plan = self.program.plan(source, jnp.shape(x), what)
+        plan, leaves = _here(self.program, params, state, source, x.shape, what)
         code, piece = plan.arc(self.name)
-        (y,) = code(params, state, x)
+        (y,) = code(leaves, x)
         y = -y if piece.negated else y
         shape = piece.target.aval.shape
         whole = piece.port is not None or y.shape == shape
@@ -210,16 +138,14 @@ class TracedMerge:
     def _read(self, params: Params, state: State, ports: tuple[Port, ...]) -> Any:
         pairs = zip(self.roles, ports, strict=True)
         values = [role.filled(port, ports) for role, port in pairs]
-        (y,) = self._plan(values).merge(self.node)(params, state, *values)
+        new, what = _sizes(values), f"what the merge {self.node!r} reads"
+        plan, leaves = _here(self.program, params, state, self._shapes, new, what)
+        (y,) = plan.merge(self.node)(leaves, *values)
         return settled(self.roles, ports, y)
 
-    def _plan(self, values: list[Any]) -> Plan:
-        def shapes(plan: Plan) -> Shape:
-            ports = plan.cut.merges[plan.value_of[self.node]].ports
-            return tuple(n for port in ports for n in port.aval.shape)
-
-        new = tuple(n for value in values for n in value.shape)
-        return self.program.plan(shapes, new, f"what the merge {self.node!r} reads")
+    def _shapes(self, plan: Plan) -> Shape:
+        value = plan.value_of[self.node]
+        return _sizes(port.aval for port in plan.cut.merges[value].ports)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +156,15 @@ class TracedForm(Form):
 
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays among the leaves; keys are no data."""
-        given = [x for x in jax.tree.leaves(tuple(xs)) if not is_key(x)]
-        plan = self.program.base
+        xs, plan = tuple(xs), self.program.base
+        traced = self.program.request.inputs
+        ours, theirs = jax.tree.structure(traced), jax.tree.structure(xs)
+        if len(xs) == len(traced) and ours != theirs:
+            raise TraceError(
+                f"{name_of(self.program.request.fn)} was traced with inputs of the "
+                f"form {ours}, got {theirs}"
+            )
+        given = [x for x in jax.tree.leaves(xs) if not is_key(x)]
         if len(given) > len(plan.inputs):  # keys of the older kind
             given = [x for i, x in enumerate(given) if i not in self._key_places()]
         shapes = [v.aval for v in plan.inputs]
@@ -241,6 +174,17 @@ class TracedForm(Form):
                 f"arrays ({', '.join(s.str_short() for s in shapes)}), got {len(given)}"
             )
         return tuple(given)
+
+    def located(self, params: Any, state: Any, values: dict[str, Any]) -> Any:
+        """The state, with the plan that the inputs fit."""
+        base = self.program.base
+        names = [base.names.nodes[v] for v in base.inputs]
+        if "here" in state or not {*names} <= {*values}:
+            return state
+        shapes = lambda plan: _sizes(v.aval for v in plan.inputs)
+        new, what = _sizes(values[name] for name in names), ", ".join(names)
+        plan = self.program.plan(shapes, new, f"the input {what}")
+        return {**state, "here": Here(plan, leaves_of(params, state))}
 
     def context(self, xs: Iterable[Any], state: Any) -> Any:
         """The state with the keys of this call."""
@@ -254,14 +198,18 @@ class TracedForm(Form):
         self, read: Callable[[str], Any], outputs: tuple[str, ...], net: Any
     ) -> tuple[Any, Any]:
         """The tree that the function returns, and the state with what it updates."""
-        plan = self.program.base
+        plan, leaves = net.state["here"]
+        state = {k: v for k, v in net.state.items() if k != "here"}
         names = [plan.names.nodes[v] for v in plan.outvars]
         values = {name: read(name) for name in dict.fromkeys(names)}
         tree = jax.tree.structure(plan.result)
         y = jax.tree.unflatten(tree, [values[name] for name in names])
         if plan.new_state is None:
-            return y, net.state
-        return y, {**net.state, "user": self._update(read, net, values[names[0]])}
+            return y, state
+        code, nodes = plan.update
+        new = code(leaves, *map(read, nodes))
+        tree = jax.tree.structure(plan.new_state)
+        return y, {**state, "user": jax.tree.unflatten(tree, new)}
 
     def shape(self, node: str, port: int | None, space: Any, batch: Shape) -> Shape:
         """The shape of a node's value at a batch size."""
@@ -269,16 +217,8 @@ class TracedForm(Form):
         if node not in plan.value_of:  # one that was not traced
             return super().shape(node, port, space, batch)
         value = plan.value_of[node]
-        return (
-            value if port is None else plan.cut.merges[value].ports[port]
-        ).aval.shape
-
-    def _update(self, read: Callable[[str], Any], net: Any, y: Any) -> Any:
-        result = lambda plan: plan.outvars[0].aval.shape
-        plan = self.program.plan(result, jnp.shape(y), "the result")
-        code, nodes = plan.update
-        leaves = code(net.params, net.state, *map(read, nodes))
-        return jax.tree.unflatten(jax.tree.structure(plan.new_state), leaves)
+        value = value if port is None else plan.cut.merges[value].ports[port]
+        return value.aval.shape
 
     def _key_places(self) -> list[int]:
         """Where the keys stand among the leaves of the inputs."""
@@ -287,25 +227,17 @@ class TracedForm(Form):
         return [i for i, v in enumerate(inputs) if v in plan.slots]
 
 
-def is_key(x: Any) -> bool:
-    """Whether a leaf is a typed random key."""
-    dtype = getattr(x, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+def _here(
+    program: Program, params: Any, state: Any, shape_in: Any, new: Shape, what: str
+) -> Here:
+    """The plan and the leaves for values of a shape."""
+    found = state.get("here")
+    if found is not None and shape_in(found.plan) == new:
+        return found
+    leaves = leaves_of(params, state) if found is None else found.leaves
+    return Here(program.plan(shape_in, new, what), leaves)
 
 
-def _batch(request: Request) -> int:
-    """The size of the first axis of the first input that has one; 0 if none has."""
-    arrays = [x for x in jax.tree.leaves(request.inputs) if not is_key(x)]
-    return next((x.shape[0] for x in arrays if x.shape), 0)
-
-
-def _resized(request: Request, old: int, new: int) -> Request:
-    """The request with another batch size."""
-
-    def resized(x: Any) -> Any:
-        if is_key(x) or x.shape[:1] != (old,):
-            return x
-        return jax.ShapeDtypeStruct((new, *x.shape[1:]), x.dtype)
-
-    inputs = jax.tree.map(resized, request.inputs)
-    return dataclasses.replace(request, inputs=inputs)
+def _sizes(values: Iterable[Any]) -> Shape:
+    """The shapes of several values one after the other."""
+    return tuple(size for value in values for size in value.shape)

@@ -37,7 +37,7 @@ def _evaluate(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
 
 
 def _equation(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
-    if eqn.primitive.name == "scan":
+    if eqn.primitive.name == "scan" and eqn.params["length"]:
         return _steps(eqn, values)
     if enters(eqn):
         return _evaluate(*called(eqn), values)

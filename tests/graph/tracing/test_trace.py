@@ -291,3 +291,122 @@ def test_flax_module_with_two_inputs():
     dag = dj.from_linen(net, variables, x, x)
     assert isinstance(dag.graph.merge_of["out"], dj.Product)
     assert np.allclose(dag(x, 2 * x), net.apply(variables, x, 2 * x))
+
+
+# --- what once went wrong ---------------------------------------------------------
+
+P, X = fns.kernels({"a": (3, 3), "b": (3, 3)}), jnp.arange(6.0).reshape(2, 3) / 6
+LARGER = jnp.cos(jnp.arange(15.0)).reshape(5, 3)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda p, x: (x + jnp.tanh(x @ p["a"])) + (x + x @ p["b"]),
+        lambda p, x: jnp.tanh(x @ p["a"]) - (x @ p["b"] - jnp.tanh(x @ p["a"])),
+    ],
+)
+def test_terms_of_a_sum_count_as_often_as_they_are_added(net):
+    dag = dj.trace(net, P, X)
+    got = jax.jit(lambda dag, x: dag(x))(dag, X)
+    assert nets.distance(got, jax.jit(net)(P, X)) <= 1e-5
+
+
+def test_a_sum_of_very_many_terms():
+    many = lambda p, x: sum(jnp.tanh(x @ p["a"] * i) for i in range(1500)) + x @ p["b"]
+    assert len(dj.trace(many, P, X).graph.arcs) == 1501
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda p, x: jnp.tanh((x @ p["a"]).sum(0) / x.shape[0]) @ p["b"],
+        lambda p, x: x @ p["a"] @ p["b"] / np.full((3,), x.shape[0], np.float32)[None],
+        lambda p, x: x @ p["a"] @ p["b"] + np.arange(x.shape[0], dtype="f")[:, None],
+        lambda p, x: jax.vmap(lambda x: jnp.tanh(x @ p["a"]) @ p["b"])(x),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_depends_on_the_batch_size_follows_it(net, rows):
+    dag = dj.trace(net, P, X[:rows])
+    for x in (X, LARGER, X[:1]):
+        assert np.allclose(dag(x), net(P, x), atol=1e-5)
+        h = dj.compose(dj.factors(dag))(dj.inject(dag, x))
+        assert np.allclose(h["out"], net(P, x), atol=1e-5)
+
+
+def test_an_empty_batch_and_keys_of_examples():
+    noisy = lambda p, x, keys: x @ p["a"] @ p["b"] + jax.vmap(jax.random.normal)(keys)[:, None]  # fmt: skip  # noqa: E501
+    keys = jax.random.split(jax.random.key(0), 5)
+    dag = dj.trace(noisy, P, X, keys[:2])
+    assert np.allclose(dag(LARGER, keys), noisy(P, LARGER, keys), atol=1e-5)
+    plain = dj.trace(lambda p, x: x @ p["a"] @ p["b"], P, X)
+    assert plain(X[:0]).shape == (0, 3)
+
+
+def test_a_second_output_is_no_state():
+    net = lambda p, s, x: (x @ p["a"] + s[None], x @ p["b"])
+    dag = dj.trace(net, P, X, state=jnp.ones(3))
+    chex.assert_trees_all_close(dag(X), net(P, jnp.ones(3), X))
+
+
+def test_names_never_clash():
+    net = lambda p, out: {"params": {"w": out @ p["a"]}, "w": out @ p["b"], "x": out}
+    dag = dj.trace(net, P, X)
+    chex.assert_trees_all_close(dag(X), net(P, X))
+    many = lambda p, x1, *rest: x1 @ p["a"] + rest[0] @ p["b"] + rest[1]
+    assert len(dj.trace(many, P, X, X, X).graph.inputs) == 3
+
+
+def test_a_scalar_input_has_no_batch_axis():
+    net = lambda p, t, x: jnp.tanh(x @ p["a"] + t) @ p["b"]
+    dag, t = dj.trace(net, P, jnp.ones(()), X[:1]), jnp.ones(())
+    assert np.allclose(dag(t, LARGER), net(P, t, LARGER), atol=1e-5)
+    assert dj.delete(dag, "b")(t, LARGER).shape == (5, 3)
+    h = dj.compose(dj.factors(dag))(dj.inject(dag, t, LARGER))
+    assert np.allclose(h["out"], net(P, t, LARGER), atol=1e-5)
+
+
+def test_an_input_that_is_not_resized():
+    net = lambda p, x, place: x @ p["a"] @ p["b"] + place.sum(0)[None]
+    dag = dj.trace(net, P, X, X)
+    with pytest.raises(dj.TraceError, match="the input x, place has the shape"):
+        dag(LARGER, X)
+    with pytest.raises(dj.TraceError, match="inputs of the form"):
+        dag(LARGER, {"place": X})
+
+
+class Setting:
+    """A module that is edited in a notebook."""
+
+    act = staticmethod(jnp.tanh)
+
+
+def test_a_redefined_helper_is_seen():
+    net = lambda p, x: Setting.act(x @ p["a"]) @ p["b"]
+    before = dj.trace(net, P, X)
+    Setting.act = staticmethod(jnp.sin)
+    after = dj.trace(net, P, X)
+    assert np.allclose(after(X), net(P, X), atol=1e-6)
+    assert before.graph != after.graph
+
+
+def test_redefined_backward_rules_are_seen():
+    def scaled(factor):
+        rule = jax.custom_vjp(lambda x: x)
+        rule.defvjp(lambda x: (x, None), lambda _, g: (factor * g,))
+        return rule
+
+    graphs = []
+    for factor in (2.0, 2.0, 7.0):
+        Setting.rule = staticmethod(scaled(factor))
+        net = lambda p, x: Setting.rule(x @ p["a"]) @ p["b"]
+        graphs.append(dj.trace(net, P, X).graph)
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
+def test_weak_types_stay_weak():
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), P)
+    net = lambda p, x, t: (x @ p["a"] @ p["b"]) * t
+    x, t = X.astype(jnp.bfloat16), jnp.asarray(2.0)
+    assert dj.trace(net, half, x, t)(x, t).dtype == net(half, x, t).dtype
