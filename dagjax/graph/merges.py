@@ -233,5 +233,7 @@ def lowest(dtype: Any) -> jax.Array:
 
 
 def _same_shape(ports: tuple[Port, ...]) -> None:
-    if len({port.value.shape for port in ports}) > 1:
-        raise ValueError("these ports must have one shape")
+    shapes = [port.value.shape for port in ports]
+    alike = len({*map(len, shapes)}) == 1
+    if not alike or any(len({*axis} - {1}) > 1 for axis in zip(*shapes, strict=True)):
+        raise ValueError(f"these ports must have one shape, got {shapes}")

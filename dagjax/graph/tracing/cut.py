@@ -85,10 +85,8 @@ def cut(flow: Flow, choice: Choice) -> Cut:
         if value not in done:
             done.add(value)
             waiting += cutter.add(value)
-    place = lambda v: flow.place[flow.maker[v]] if v in flow.maker else -1
-    order = sorted(done | {*flow.inputs}, key=place)
-    rank = {v: i for i, v in enumerate(order)}
-    pieces = sorted(cutter.pieces, key=lambda p: rank[p.target])  # stable: ports stay
+    order = sorted(done | {*flow.inputs}, key=flow.rank.__getitem__)
+    pieces = sorted(cutter.pieces, key=lambda p: flow.rank[p.target])  # ports stay
     merges = {v: cutter.merges[v] for v in order if v in cutter.merges}
     return Cut(flow, choice, order, pieces, merges)
 

@@ -21,6 +21,8 @@ class Flow:
         inputs: Variables that hold data; all others are parameters, state and keys.
         leaves: Variables of parameters, state, keys and constants.
         outputs: Variables of the result, without the new state.
+
+    `rank` numbers all variables in the order in which they are made.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Flow:
         self.place: dict[Equation, int] = {}
         self.operands: dict[Equation, tuple[Value, ...]] = {}
         data = set(self.inputs)
+        self.rank: dict[Value, int] = {v: i for i, v in enumerate(flat.invars)}
         self.tainted = set(self.leaves)  # made of parameters, but not of data
         for place, equation in enumerate(flat.equations):
             self.place[equation] = place
@@ -43,6 +46,7 @@ class Flow:
             operands = tuple(dict.fromkeys(v for v in reads if v in data))
             for var in equation.eqn.outvars:
                 self.maker[var] = equation
+                self.rank[var] = len(self.rank)
             if operands:
                 self.operands[equation] = operands
                 data.update(equation.eqn.outvars)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
 from dagjax.graph.tracing.flatten import Equation
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.roles import is_key, is_light, is_sum
+from dagjax.graph.tracing.roles import MOVES, is_key, is_light, is_sum
 
 _PRODUCTS = frozenset(("mul",))
 _EXTREMES = (frozenset(("max",)), frozenset(("min",)))
@@ -40,14 +40,16 @@ def layers(flow: Flow) -> Choice:
         homes = Homes(flow, forced)
         inner = {v for root in homes.roots for v in _inside(homes, root)} - forced
         roots = [root for root in homes.roots if root not in inner]
-        ends = {homes.end(root) for root in roots}
+        ends = {root: homes.end(root) for root in roots}
         found = {v for root in roots for v in homes.stations(root)}
-        found |= {*flow.outputs} - ends
+        found |= {*flow.outputs} - {*ends.values()}
         if found <= forced:
             break
         forced |= found
-    nodes = {v for v in ends | forced if v is not None}
-    taken = cut(flow, Choice(nodes, homes.meets & nodes, inner))
+    meets = {end for root, end in ends.items() if root in homes.meets}
+    nodes = {v for v in {*ends.values()} | forced if v is not None}
+    inner |= homes.meets - nodes  # moved on to its end
+    taken = cut(flow, Choice(nodes, meets, inner))
     bare = lambda e: is_light(e, False) and not flow.reads_parameter(e)
     return contracted(taken, lambda piece: all(map(bare, taken.work(piece))))
 
@@ -120,9 +122,16 @@ class Homes:
     def end(self, root: Value) -> Value | None:
         """Where the node of a home stands; None if nothing leaves the home."""
         exits = self.exits[root]
-        if root in self.meets or root in self.flow.inputs:
+        if root in self.flow.inputs or (root in self.meets and not exits):
             return root
-        return functools.reduce(self._meet, exits) if exits else None
+        end = functools.reduce(self._meet, exits) if exits else None
+        return root if root in self.meets and not self._only_moves(root, end) else end
+
+    def _only_moves(self, root: Value, end: Value) -> bool:
+        """Whether a product of matrices is only reshaped up to a value."""
+        work = self.flow.cone([end], {root})
+        moved = all(e.name in MOVES for e in work if e in self.flow.operands)
+        return moved and self.flow.maker[root].name == "dot_general"
 
     def stations(self, root: Value) -> Iterator[Value]:
         """Where parameters have been read on the way to exits: a normalization's end.

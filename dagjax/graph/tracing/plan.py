@@ -19,8 +19,8 @@ from dagjax.graph.tracing.errors import TraceError, line_of, name_of, traced
 from dagjax.graph.tracing.fingerprint import fingerprint
 from dagjax.graph.tracing.flatten import Equation, Flat, flatten, program
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.naming import Names, Unique, describe, path_of
-from dagjax.graph.tracing.roles import is_key
+from dagjax.graph.tracing.naming import Names, Unique, path_of
+from dagjax.graph.tracing.roles import MOVES, is_key
 from dagjax.graph.tracing.unroll import unrolled
 
 Granularity = str | Callable[[str], Hashable]
@@ -179,9 +179,14 @@ class Plan:
 
     @functools.cached_property
     def outline(self) -> dict[str, tuple[Any, ...]]:
-        """`{arc: (source, target, port, work)}`."""
-        text = lambda name: describe(self.flow, self.cut.work(self.piece_of[name]))
-        return {name: (*ends, text(name)) for name, ends in self.structure.items()}
+        """`{arc: (source, target, port, work)}`, work without moving entries."""
+
+        def work(name: str) -> str:
+            equations = self.cut.work(self.piece_of[name])
+            data = [e.name for e in equations if e in self.flow.operands]
+            return " > ".join(name for name in data if name not in MOVES)
+
+        return {name: (*ends, work(name)) for name, ends in self.structure.items()}
 
     def arc(self, name: str) -> tuple[Code, Piece]:
         """What an arc evaluates."""

@@ -29,7 +29,7 @@ _REDUCTIONS = frozenset(
     reduce_xor cumlogsumexp cummax cummin cumprod cumsum
     """.split()
 )
-_MOVES = frozenset(
+MOVES = frozenset(
     """
     broadcast_in_dim concatenate dynamic_slice dynamic_update_slice expand_dims gather
     iota pad reshape rev slice split squeeze stack tile transpose unstack
@@ -47,7 +47,7 @@ _HEAVY = frozenset(
     triangular_solve
     """.split()
 )
-_LIGHT = _ELEMENTWISE | _REDUCTIONS | _MOVES
+_LIGHT = _ELEMENTWISE | _REDUCTIONS | MOVES
 _CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"))
 
 

@@ -324,6 +324,7 @@ def test_a_sum_of_very_many_terms():
         lambda p, x: x @ p["a"] @ p["b"] / np.full((3,), x.shape[0], np.float32)[None],
         lambda p, x: x @ p["a"] @ p["b"] + np.arange(x.shape[0], dtype="f")[:, None],
         lambda p, x: jax.vmap(lambda x: jnp.tanh(x @ p["a"]) @ p["b"])(x),
+        lambda p, x: x @ p["b"] * jnp.tanh(x @ p["a"]).mean(0, keepdims=True),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 2])
@@ -332,7 +333,23 @@ def test_what_depends_on_the_batch_size_follows_it(net, rows):
     for x in (X, LARGER, X[:1]):
         assert np.allclose(dag(x), net(P, x), atol=1e-5)
         h = dj.compose(dj.factors(dag))(dj.inject(dag, x))
-        assert np.allclose(h["out"], net(P, x), atol=1e-5)
+        assert np.allclose(dag.read("out", h["out"]), net(P, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["layers", "blocks"])
+def test_products_of_data_traced_at_batch_size_one(granularity):
+    """`@` drops batch axes of size 1."""
+    heads = lambda p, x: fns.attend(x @ p["a"], x @ p["b"], jnp.tanh(x @ p["a"]))
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    dag = dj.trace(heads, P, x[:1], granularity=granularity)
+    for data in (x, x[:1], x[:2]):
+        assert np.allclose(dag(data), heads(P, data), atol=1e-5)
+
+
+def test_outputs_of_one_equation_keep_their_order():
+    net = lambda p, x: [h @ p["b"] for h in jnp.split(jnp.sort(x @ p["a"], 0), 2)]
+    graphs = {dj.trace(net, P, X, granularity="primitives").graph for _ in range(8)}
+    assert len(graphs) == 1
 
 
 def test_an_empty_batch_and_keys_of_examples():
