@@ -41,7 +41,11 @@ def rules(flat: Flat) -> tuple[Hashable, ...]:
     Args:
         flat: The program.
     """
-    found = [e.eqn.params["bwd"] for e in flat.equations if "bwd" in e.eqn.params]
+    found, waiting = [], [equation.eqn for equation in flat.equations]
+    for eqn in waiting:
+        waiting += [e for j in core.jaxprs_in_params(eqn.params) for e in j.eqns]
+        if "bwd" in eqn.params:
+            found.append(eqn.params["bwd"])
     return tuple(canonical(getattr(rule, "f", rule)) for rule in found)
 
 

@@ -41,8 +41,8 @@ _STEPS = frozenset(
     abs acos asin atan cbrt ceil clamp cos cosh cumlogsumexp cummax cummin cumprod
     cumsum dynamic_slice dynamic_update_slice erf exp expm1 fft floor integer_pow log
     log1p logistic pow rem rev round rsqrt sign sin sinh slice sort split sqrt square
-    tan tanh
-    top_k cond scan while pad scatter scatter-add reduce_max reduce_sum max min argmax
+    tan tanh top_k cond scan while pad scatter scatter-add reduce_max reduce_sum max min
+    argmax
     """.split()
 )
 

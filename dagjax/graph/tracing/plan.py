@@ -178,6 +178,12 @@ class Plan:
         }
 
     @functools.cached_property
+    def key_places(self) -> list[int]:
+        """Where the keys stand among the leaves of the inputs."""
+        inputs = self.flat.invars[-len(jax.tree.leaves(self.request.inputs)) :]
+        return [i for i, v in enumerate(inputs) if v in self.slots]
+
+    @functools.cached_property
     def outline(self) -> dict[str, tuple[Any, ...]]:
         """`{arc: (source, target, port, work)}`, work without moving entries."""
 

@@ -45,6 +45,9 @@ class Program:
     def __hash__(self) -> int:
         return self._hash
 
+    def __deepcopy__(self, memo: Any) -> Program:
+        return self  # frozen, and jaxprs do not copy
+
     def plan(self, shape_in: Callable[[Plan], Shape], new: Shape, what: str) -> Plan:
         """The plan in which values have the shape `new`.
 
@@ -76,7 +79,8 @@ class Program:
             TraceError: If the graph is another one there.
         """
         if batch not in self._plans:
-            request = _resized(self.request, self.batch, batch)
+            raw = {*self.base.key_places}  # of the older kind, numbers
+            request = _resized(self.request, self.batch, batch, raw)
             plan = Plan(request, self.base.digests)
             plan.release()
             self._check(plan, batch)
@@ -109,12 +113,13 @@ def _batch(request: Request) -> int | None:
     return next((x.shape[0] for x in arrays if x.shape), None)
 
 
-def _resized(request: Request, old: int | None, new: int) -> Request:
+def _resized(request: Request, old: int | None, new: int, keys: set[int]) -> Request:
     """The request with another batch size."""
 
-    def resized(x: Any) -> Any:
-        same = x.shape[:1] != (old,)
+    def resized(place: int, x: Any) -> Any:
+        same = x.shape[:1] != (old,) or (place in keys and not is_key(x))
         return x if same else x.update(shape=(new, *x.shape[1:]))
 
-    inputs = jax.tree.map(resized, request.inputs)
+    leaves, tree = jax.tree.flatten(request.inputs)
+    inputs = tree.unflatten([resized(i, x) for i, x in enumerate(leaves)])
     return dataclasses.replace(request, inputs=inputs)

@@ -123,6 +123,9 @@ class TracedMerge:
     def __hash__(self) -> int:
         return hash((self.program, self.node))
 
+    def __deepcopy__(self, memo: Any) -> TracedMerge:
+        return self  # frozen
+
     def __repr__(self) -> str:
         return self.word.capitalize()
 
@@ -201,7 +204,9 @@ class TracedForm(Form):
         plan, leaves = net.state["here"]
         state = {k: v for k, v in net.state.items() if k != "here"}
         names = [plan.names.nodes[v] for v in plan.outvars]
-        values = {name: read(name) for name in dict.fromkeys(names)}
+        if outputs != tuple(dict.fromkeys(names)):  # a part of the network
+            return super().result(read, outputs, net.replace(state=state))
+        values = {name: read(name) for name in outputs}
         tree = jax.tree.structure(plan.result)
         y = jax.tree.unflatten(tree, [values[name] for name in names])
         if plan.new_state is None:
@@ -222,9 +227,7 @@ class TracedForm(Form):
 
     def _key_places(self) -> list[int]:
         """Where the keys stand among the leaves of the inputs."""
-        plan = self.program.base
-        inputs = plan.flat.invars[-len(jax.tree.leaves(plan.request.inputs)) :]
-        return [i for i, v in enumerate(inputs) if v in plan.slots]
+        return self.program.base.key_places
 
 
 def _here(

@@ -1,5 +1,6 @@
 """What `dj.trace` promises: values, gradients, trees, batch sizes, equality."""
 
+import copy
 import functools
 import warnings
 
@@ -427,3 +428,18 @@ def test_weak_types_stay_weak():
     net = lambda p, x, t: (x @ p["a"] @ p["b"]) * t
     x, t = X.astype(jnp.bfloat16), jnp.asarray(2.0)
     assert dj.trace(net, half, x, t)(x, t).dtype == net(half, x, t).dtype
+
+
+def test_parts_of_a_traced_network_and_copies():
+    net = lambda p, x: x + jnp.tanh(x @ p["a"]) @ p["b"]
+    dag = dj.trace(net, P, X)
+    parts = dj.node_functions(dag, dag.graph.depth)
+    assert np.allclose(parts["a"](LARGER), jnp.tanh(LARGER @ P["a"]), atol=1e-5)
+    assert np.allclose(parts["out"](LARGER), net(P, LARGER), atol=1e-5)
+    assert copy.deepcopy(dag).graph == dag.graph
+
+
+def test_older_keys_are_not_taken_for_a_batch_of_two():
+    noisy = lambda p, x, key: x @ p["a"] @ p["b"] + jax.random.normal(key, x.shape)
+    dag, key = dj.trace(noisy, P, X, jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
+    assert np.allclose(dag(LARGER, key), noisy(P, LARGER, key), atol=1e-5)
