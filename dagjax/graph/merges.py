@@ -234,6 +234,5 @@ def lowest(dtype: Any) -> jax.Array:
 
 def _same_shape(ports: tuple[Port, ...]) -> None:
     shapes = [port.value.shape for port in ports]
-    alike = len({*map(len, shapes)}) == 1
-    if not alike or any(len({*axis} - {1}) > 1 for axis in zip(*shapes, strict=True)):
+    if len({*shapes}) > 1:
         raise ValueError(f"these ports must have one shape, got {shapes}")

@@ -116,7 +116,8 @@ def _merge(program: Program, value: Value, meeting: Meeting) -> Any:
         dimension, ndim = last.eqn.params["dimension"], value.aval.ndim
         return Concat(dimension - ndim if dimension == ndim - 1 else dimension)
     floats = alike and np.issubdtype(value.aval.dtype, np.inexact)
-    if floats and last.name in ("mul", "max"):
+    # With one example an axis of size 1 may be another one's batch axis.
+    if floats and program.batch != 1 and last.name in ("mul", "max"):
         return {"mul": Product(), "max": Max()}[last.name]
     return TracedMerge(program, program.base.names.nodes[value])
 
