@@ -83,8 +83,14 @@ def insert(
         raise GraphError(f"other arcs share parameters named {arc.name!r}; rename it")
     own = {arc.params_name: params} if jax.tree.leaves(params) else {}
     held = {arc.params_name: state} if state and jax.tree.leaves(state) else {}
+    if own and not isinstance(dag.params, dict):
+        raise GraphError(
+            f"{arc!r} needs a place for its parameters, and those of the network are a "
+            f"{type(dag.params).__name__}; trace it with a dict of parameters"
+        )
     graph = dag.graph.replace(arcs=(*dag.graph.arcs, arc))
-    larger = DAG(graph, dag.params | own, dag.state | held)
+    params = dag.params | own if own else dag.params
+    larger = DAG(graph, params, dag.state | held)
     check_arc(larger, arc)
     return larger
 

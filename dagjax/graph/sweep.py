@@ -138,7 +138,7 @@ def carry(
     """What an arc makes of the value of its source, and the arc's new state."""
     own, held = params, state
     if not arc.rooted:
-        own = params.get(arc.params_name, {})
+        own = params.get(arc.params_name, {}) if isinstance(params, Mapping) else {}
         held = state.get(arc.params_name, _NOTHING)
     random = None if key is None else jax.random.fold_in(key, stream(arc.name))
     x = read(graph, arc.source, value, params, state)

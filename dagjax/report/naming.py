@@ -57,7 +57,8 @@ def labels(node: str, merge: Any, radius: float, room: float) -> list[Label]:
     """
     if merge is None:
         return [_label(node, 7.0, 0.0, -1, radius, room)]
-    called = getattr(merge, "__name__", type(merge).__name__).lower()
+    called = getattr(merge, "__name__", getattr(merge, "word", type(merge).__name__))
+    called = called.lower()
     return [
         _label(node, 6.5, 0.07, -1, radius, room),
         _label(called, 5.5, -0.07, 1, radius, room),

@@ -39,9 +39,14 @@ def from_linen(
         >>> dj.from_linen(net, variables, jnp.ones((1, 4))).graph.arcs
         (Arc('layers_0': x -> layers_0, dense 4x8 > relu), ...)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"a Flax Linen module was expected, got {type(module).__name__}"
+        )
     held = dict(variables)
     params = held.pop("params", {})
     fn = functools.partial(_apply_linen, Linen(module), train, key is not None)
+    vars(fn)["__qualname__"] = type(module).__name__  # what messages call it
     keys = () if key is None else (key,)
     return trace(fn, params, *inputs, *keys, granularity=granularity, state=held)
 
@@ -54,7 +59,7 @@ def _apply_linen(
 
 
 def from_nnx(model: Any, *inputs: Any, granularity: Granularity = "layers") -> DAG:
-    """A Flax NNX model as a DAG, in the mode it is in (`model.eval()`).
+    """A Flax NNX model as a DAG, in the mode it is in (`model.eval()` before).
 
     `dag.params` is `nnx.state(model, nnx.Param)`, so an `nnx.Optimizer` and
     `nnx.update(model, dag.params)` fit; all other variables are `dag.state["user"]`.
@@ -71,8 +76,11 @@ def from_nnx(model: Any, *inputs: Any, granularity: Granularity = "layers") -> D
         >>> dj.from_nnx(net, jnp.ones((1, 4))).graph.arcs
         (Arc('layers/0': x -> out, dense 4x8 > relu),)
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"a Flax NNX module was expected, got a {type(model).__name__}")
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     fn = functools.partial(_apply_nnx, graphdef)
+    vars(fn)["__qualname__"] = type(model).__name__  # what messages call it
     return trace(fn, params, *inputs, granularity=granularity, state=rest)
 
 

@@ -16,8 +16,8 @@ _LIBRARIES = tuple(
     str(Path(module.__file__ or "").parent) for module in (jax, flax, dagjax)
 )
 _FLOW = (
-    "Python control flow needs the value itself: use jnp.where, jax.lax.cond or a "
-    "static argument (functools.partial)"
+    "Python needs the value itself here (if, while, float(), int(), ...): use "
+    "jnp.where, jax.lax.cond, or a static argument (functools.partial)"
 )
 
 
@@ -47,6 +47,8 @@ def traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
         raise TraceError(
             f"{name_of(fn)} cannot be traced{at}: {_first(error)}{hint}"
         ) from error
+    if not jax.tree.leaves(shapes):
+        raise TraceError(f"{name_of(fn)} returns no array; return what it computes")
     for eqn in closed.jaxpr.eqns:
         if eqn.effects:
             raise TraceError(

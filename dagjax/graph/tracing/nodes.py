@@ -74,8 +74,15 @@ def grouped(taken: Cut, groups: Mapping[Piece, Hashable]) -> Choice:
         met[piece.target].add(groups[piece])
     keep = {*taken.flow.inputs, *taken.flow.outputs}
     nodes = keep | {v for v, found in met.items() if len(found) > 1}
-    meets = {v for v in nodes if len(into[v]) > 1}
-    return Choice(nodes, meets & taken.choice.meets, taken.choice.inner)
+    meets = {v for v in nodes if len(into[v]) > 1} & taken.choice.meets
+    inner = {v for end in meets for v in _part(taken, end)} & taken.choice.inner
+    return Choice(nodes, meets, inner)
+
+
+def _part(taken: Cut, node: Value) -> list[Value]:
+    """What a sum or merge makes on the way from its ports."""
+    ports = {piece.end for piece in taken.pieces if piece.target is node}
+    return [v for e in taken.flow.cone([node], ports) for v in e.eqn.outvars]
 
 
 def contracted(taken: Cut, drops: Callable[[Piece], bool]) -> Choice:

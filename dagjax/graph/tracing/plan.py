@@ -80,8 +80,8 @@ class Slot(NamedTuple):
         Raises:
             TraceError: If it is not there, or of another kind than in the trace.
         """
-        if self.place < len(leaves):
-            found = leaves[self.place]
+        found = leaves[self.place] if self.place < len(leaves) else None
+        if found is not None:
             got = f"{found.dtype}{list(found.shape)}"
             if isinstance(found, jax.ShapeDtypeStruct):
                 got = f"only a shape, {got}"
@@ -119,10 +119,20 @@ class Code(NamedTuple):
         return core.jaxpr_as_fun(self.closed)(*values, *read, *self.held)
 
 
-def leaves_of(params: Any, state: Any) -> Leaves:
-    """The leaves of the parameters and of each part of the state."""
+def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
+    """The leaves of the parameters and of each part of the state, in traced order."""
     trees = {"params": params, **{k: v for k, v in state.items() if k != "here"}}
-    return {name: jax.tree.leaves(tree) for name, tree in trees.items()}
+    traced = {"params": request.params, "user": request.state}
+    return {name: _aligned(traced.get(name), tree) for name, tree in trees.items()}
+
+
+def _aligned(traced: Any, tree: Any) -> list[Any]:
+    """Leaves in the order of the traced tree; a tree with more of them is no harm."""
+    if traced is None or jax.tree.structure(traced) == jax.tree.structure(tree):
+        return jax.tree.leaves(tree)
+    found = dict(jax.tree_util.tree_leaves_with_path(tree))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced)]
+    return [found.get(path) for path in paths]
 
 
 class Plan:

@@ -71,6 +71,11 @@ def trace(
         >>> dag(jnp.ones((7, 3))).shape
         (7, 3)
     """
+    if not inputs:
+        raise TraceError(
+            "no inputs: dj.trace(fn, params, *inputs); Flax modules go to "
+            "dj.from_linen and dj.from_nnx"
+        )
     for what, tree in (("params", params), ("state", state), ("inputs", inputs)):
         _check_arrays(what, tree)
     shapes = [jax.tree.map(_shape, tree) for tree in (params, state, inputs)]
@@ -149,7 +154,8 @@ def _check_arrays(what: str, tree: Any) -> None:
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TraceError(
                 f"{what}: the leaf {path_of(path)!r} is {leaf!r}, no array; "
-                "make it one (jnp.asarray), or bind a setting with functools.partial"
+                "make it one (jnp.asarray), bind a setting with functools.partial, or "
+                "take the arrays of a model apart from the rest (eqx.partition)"
             )
 
 

@@ -67,7 +67,7 @@ class Traced(Function):
 
     def own(self, params: Params, name: str) -> Any:
         """`{path: leaf}` of the parameters that it reads."""
-        leaves = jax.tree.leaves(params)
+        leaves = leaves_of(self.program.request, params, {})["params"]
         slots = [slot for slot in self._code.slots if slot.tree == "params"]
         return {slot.path: leaves[slot.place] for slot in slots}
 
@@ -167,14 +167,16 @@ class TracedForm(Form):
                 f"{name_of(self.program.request.fn)} was traced with inputs of the "
                 f"form {ours}, got {theirs}"
             )
-        given = [x for x in jax.tree.leaves(xs) if not is_key(x)]
-        if len(given) > len(plan.inputs):  # keys of the older kind
-            given = [x for i, x in enumerate(given) if i not in self._key_places()]
+        given, keys = jax.tree.leaves(xs), self._key_places()
+        if len(given) == len(plan.inputs) + len(keys):
+            given = [x for i, x in enumerate(given) if i not in keys]
         shapes = [v.aval for v in plan.inputs]
-        if len(given) != len(shapes):
+        if len(given) != len(shapes) or any(map(is_key, given)):
+            names = ", ".join(shape.str_short() for shape in shapes)
             raise TraceError(
                 f"{name_of(self.program.request.fn)} was traced with {len(shapes)} "
-                f"arrays ({', '.join(s.str_short() for s in shapes)}), got {len(given)}"
+                f"arrays ({names}) and {len(keys)} keys, got {len(given)} leaves; its "
+                "parameters and state are in the DAG (dag.replace(params=...))"
             )
         return tuple(given)
 
@@ -187,7 +189,8 @@ class TracedForm(Form):
         shapes = lambda plan: _sizes(v.aval for v in plan.inputs)
         new, what = _sizes(values[name] for name in names), ", ".join(names)
         plan = self.program.plan(shapes, new, f"the input {what}")
-        return {**state, "here": Here(plan, leaves_of(params, state))}
+        leaves = leaves_of(self.program.request, params, state)
+        return {**state, "here": Here(plan, leaves)}
 
     def context(self, xs: Iterable[Any], state: Any) -> Any:
         """The state with the keys of this call."""
@@ -237,7 +240,10 @@ def _here(
     found = state.get("here")
     if found is not None and shape_in(found.plan) == new:
         return found
-    leaves = leaves_of(params, state) if found is None else found.leaves
+    if found is None:
+        leaves = leaves_of(program.request, params, state)
+    else:
+        leaves = found.leaves
     return Here(program.plan(shape_in, new, what), leaves)
 
 
