@@ -56,4 +56,10 @@ def as_model(net: Any, gated: bool = False) -> Model:
         >>> as_model(nn.Dense(3)).graph
         Graph(2 nodes, 1 arcs, 1 levels: in -> out)
     """
+    if isinstance(net, _dag.DAG):
+        raise ValueError(
+            f"{net!r} has its parameters, and an experiment draws them anew for each "
+            "seed: give it the graph (dag.graph), and of a traced network the module or "
+            "a pair (init, apply)"
+        )
     return Model(as_graph(net), gated)

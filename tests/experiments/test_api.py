@@ -407,3 +407,10 @@ def test_two_nets_are_two_settings():
     own = lambda: dj.series(nn.Dense(3), lambda x: 2 * x)
     assert describe(own()) == describe(own())
     assert "0x" not in describe(tokens_net(3))
+
+
+def test_a_network_with_parameters_is_refused():
+    net = dj.zoo.mlp((4, 2), input_shape=(3,))
+    dag = dj.init(jax.random.key(0), net, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"give it the graph \(dag.graph\)"):
+        dj.as_model(dag)
