@@ -59,7 +59,7 @@ def as_model(net: Any, gated: bool = False) -> Model:
     if isinstance(net, _dag.DAG):
         raise ValueError(
             f"{net!r} has its parameters, and an experiment draws them anew for each "
-            "seed: give it the graph (dag.graph), and of a traced network the module or "
+            "seed: give it the graph (dag.graph); of a traced network the module or "
             "a pair (init, apply)"
         )
     return Model(as_graph(net), gated)
