@@ -127,11 +127,14 @@ class Names:
 
     def _sources(self, equation: Equation) -> list[str]:
         """The paths of the parameters that an equation reads, itself or in a chain."""
-        waiting = [v for v in equation.reads if v not in self.flow.data]
+        met = dict.fromkeys(v for v in equation.reads if v not in self.flow.data)
+        waiting = [*met]
         for value in waiting:
-            if value not in self.paths and value in self.flow.maker:
-                waiting += self.flow.maker[value].reads
-        return [self.paths[v] for v in dict.fromkeys(waiting) if v in self.paths]
+            maker = None if value in self.paths else self.flow.maker.get(value)
+            fresh = [v for v in maker.reads if v not in met] if maker else []
+            met |= dict.fromkeys(fresh)
+            waiting += fresh
+        return [self.paths[v] for v in met if v in self.paths]
 
     def _of_work(self, piece: Piece, place: str) -> str:
         """A name from the scopes and the work of a piece without parameters."""
@@ -262,6 +265,6 @@ def _parents(scope: str) -> Iterable[str]:
 
 def path_of(path: Any) -> str:
     """A key path of a tree as `a/b/c`, without the words that frameworks add."""
-    parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    parts = jax.tree_util.keystr(path, simple=True, separator="/").strip("/").split("/")
     parts = parts[1:] if len(parts) > 1 and parts[0] == "params" else parts
     return "/".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)

@@ -167,7 +167,7 @@ class TracedForm(Form):
                 f"{name_of(self.program.request.fn)} was traced with inputs of the "
                 f"form {ours}, got {theirs}"
             )
-        given, keys = jax.tree.leaves(xs), self._key_places()
+        given, keys = jax.tree.leaves(xs), plan.key_places
         if len(given) == len(plan.inputs) + len(keys):
             given = [x for i, x in enumerate(given) if i not in keys]
         shapes = [v.aval for v in plan.inputs]
@@ -194,9 +194,9 @@ class TracedForm(Form):
 
     def context(self, xs: Iterable[Any], state: Any) -> Any:
         """The state with the keys of this call."""
-        places = self._key_places()
-        given = jax.tree.leaves(tuple(xs))
-        if not places or len(given) != len(places) + len(self.program.base.inputs):
+        plan, given = self.program.base, jax.tree.leaves(tuple(xs))
+        places = plan.key_places
+        if not places or len(given) != len(places) + len(plan.inputs):
             return state
         return {**state, "keys": [given[i] for i in places]}
 
@@ -227,10 +227,6 @@ class TracedForm(Form):
         value = plan.value_of[node]
         value = value if port is None else plan.cut.merges[value].ports[port]
         return value.aval.shape
-
-    def _key_places(self) -> list[int]:
-        """Where the keys stand among the leaves of the inputs."""
-        return self.program.base.key_places
 
 
 def _here(
