@@ -10,11 +10,8 @@ from typing import Any
 import flax
 import jax
 
-import dagjax
-
-_LIBRARIES = tuple(
-    str(Path(module.__file__ or "").parent) for module in (jax, flax, dagjax)
-)
+_OURS = str(Path(__file__).parents[2])
+_LIBRARIES = (_OURS, *(str(Path(m.__file__ or "").parent) for m in (jax, flax)))
 _FLOW = (
     "Python needs the value itself here (if, while, float(), int(), ...): use "
     "jnp.where, jax.lax.cond, or a static argument (functools.partial)"
