@@ -1,8 +1,12 @@
 """What all tests share: strict JAX, four devices, keys, transforms."""
 
+import gc
+
 import hypothesis
 import jax
 import pytest
+
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and few cycles
 
 jax.config.update("jax_num_cpu_devices", 4)
 
