@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from dagjax.graph.tracing.flatten import called
+
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.
 CONSTANT, SECANT, LINEAR = 0, 1, 2
@@ -136,7 +138,7 @@ def _evaluate(
 def _equation(eqn: Any, args: list[_Tracked], found: list[Kink]) -> list[_Tracked]:
     name, rank = eqn.primitive.name, max((arg.rank for arg in args), default=CONSTANT)
     if name in _CALLS:
-        return _evaluate(*_called(eqn), args, found)
+        return _evaluate(*called(eqn), args, found)
     values = [arg.value for arg in args]
     if rank == CONSTANT or not any(map(_is_inexact, eqn.outvars)):
         if rank:
@@ -160,12 +162,6 @@ def _equation(eqn: Any, args: list[_Tracked], found: list[Kink]) -> list[_Tracke
     if name == "pow" and _is_positive(eqn.invars[1]):
         return [_secant(eqn, values)]
     return _tracked(_bind(eqn, list(map(lax.stop_gradient, values))), CONSTANT)
-
-
-def _called(eqn: Any) -> tuple[Any, Any]:
-    """The jaxpr of a call, and its constants."""
-    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params)
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
 
 def _bind(eqn: Any, values: list[Any]) -> Any:

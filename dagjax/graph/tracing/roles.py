@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -87,8 +86,5 @@ def _all(eqn: Any, names: frozenset[str]) -> bool:
         return True
     if eqn.primitive.name not in _CUSTOM and eqn.primitive.name not in ("jit", "pjit"):
         return False
-    return all(_all(e, names) for jaxpr in _inner(eqn) for e in jaxpr.eqns)
-
-
-def _inner(eqn: Any) -> Iterator[Any]:
-    yield from core.jaxprs_in_params(eqn.params)
+    inner = core.jaxprs_in_params(eqn.params)
+    return all(_all(e, names) for jaxpr in inner for e in jaxpr.eqns)

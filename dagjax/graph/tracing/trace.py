@@ -82,9 +82,10 @@ def trace(
     program = Program(Request(fn, *shapes, granularity=granularity, unroll=unroll))
     plan = program.base
     _warn_of_unread(plan)
+    leaves = jax.tree.leaves(inputs)
     held = {
         "user": state,
-        "keys": [x for x, v in _arguments(plan, inputs) if v in plan.slots],
+        "keys": [leaves[place] for place in plan.key_places],
         "consts": plan.release(),
     }
     return DAG(
@@ -138,12 +139,6 @@ def _space_of(aval: Any, batch: int | None) -> Space:
     return Space(aval.shape[1:] if batched else aval.shape, str(aval.dtype), batched)
 
 
-def _arguments(plan: Plan, inputs: Any) -> list[tuple[Any, Value]]:
-    leaves = jax.tree.leaves(inputs)
-    first = len(plan.flat.invars) - len(leaves)
-    return list(zip(leaves, plan.flat.invars[first:], strict=True))
-
-
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
     weak = bool(getattr(x, "weak_type", False))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
@@ -162,12 +157,8 @@ def _check_arrays(what: str, tree: Any) -> None:
 def _warn_of_unread(plan: Plan) -> None:
     needed = plan.flow.cone([*plan.flow.outputs, *plan.state_values], ())
     read = {v for equation in needed for v in equation.reads}
-    leaves = jax.tree_util.tree_leaves_with_path(plan.request.params)
-    unread = [
-        path_of(path)
-        for (path, _), v in zip(leaves, plan.flat.invars, strict=False)
-        if v not in read
-    ]
+    held = [(v, slot) for v, slot in plan.slots.items() if slot.tree == "params"]
+    unread = [slot.path for v, slot in held if v not in read]
     if unread:
         warnings.warn(
             f"{name_of(plan.request.fn)} does not use the parameters "
