@@ -2,6 +2,15 @@
 
 from dagjax.api import Result as Result
 from dagjax.api import lottery as lottery
+from dagjax.compaction.channels import CompactionError as CompactionError
+from dagjax.compaction.compact import Compacted as Compacted
+from dagjax.compaction.compact import compact as compact
+from dagjax.compaction.prune import CompactionWarning as CompactionWarning
+from dagjax.compaction.prune import prune_units as prune_units
+from dagjax.compaction.prune import unit_scores as unit_scores
+from dagjax.compaction.small import Small as Small
+from dagjax.compaction.units import Units as Units
+from dagjax.compaction.units import units as units
 from dagjax.experiments import data as data
 from dagjax.experiments.granularity import GRANULARITIES as GRANULARITIES
 from dagjax.experiments.granularity import make_pruner as make_pruner

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from dagjax.graph.tracing.flatten import Equation
 
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bitcast_convert_type cbrt ceil clamp complex conj convert_element_type copy copy_p
@@ -46,7 +46,7 @@ _HEAVY = frozenset(
     triangular_solve
     """.split()
 )
-_LIGHT = _ELEMENTWISE | _REDUCTIONS | MOVES
+_LIGHT = ELEMENTWISE | _REDUCTIONS | MOVES
 _CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"))
 
 

@@ -1,0 +1,1 @@
+"""Cutting it out: channels, liveness, compaction; knows both graphs and masks."""

@@ -1,0 +1,138 @@
+"""Pruned structure is cut out, and the result held against the masked network."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.index import Index, gather
+from dagjax.compaction.liveness import Liveness, liveness
+from dagjax.compaction.small import Cutting, Small, constants, folds
+from dagjax.compaction.source import Source, shape_of, source_of
+from dagjax.sparsity import masks
+
+
+class Compacted(NamedTuple):
+    """A smaller network, and how its arrays lie in those of the old one.
+
+    Args:
+        net: The network; `net(x)` evaluates, `net.params` are the smaller arrays.
+        index: Gathers any params-shaped tree into the small network, scatters back.
+        opt_state: The optimizer state of the small network, if one was given.
+    """
+
+    net: Small
+    index: Index  # pyright: ignore[reportIncompatibleMethodOverride]
+    opt_state: Any = None
+
+
+def compact(
+    net: Any, mask: Any, opt_state: Any = None, *, verify: bool = True
+) -> Compacted:
+    """Cut out of a network what its mask makes dead, exactly.
+
+        small(gather(theta), x) = net(where(mask, theta, 0), x)
+
+    Args:
+        net: A DAG, or a network that was compacted before.
+        mask: Bools like `net.params`; None for a leaf that is kept.
+        opt_state: A state of an optimizer of `net.params`, gathered with them.
+        verify: Compare outputs, and gradients of what is left, with the masked network
+            on random inputs.
+
+    Raises:
+        CompactionError: If the outputs differ, or the mask does not fit.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+        >>> mask = dj.prune_units(dag, "l2", density=0.5)
+        >>> small = dj.compact(dag, mask).net
+        >>> jax.tree.map(jnp.shape, small.params["Dense"])
+        {'bias': (4,), 'kernel': (4, 4)}
+    """
+    source = source_of(net)
+    leaves, masked, live = settled(net, mask, source)
+    cutting, folded, keeps = _cut(net, source, live, masked)
+    params, state = _parts(
+        net, [gather(x, k) for x, k in zip(leaves, keeps, strict=True)]
+    )
+    small = Small(cutting, params, {"user": state, "folded": folded})
+    count = len(jax.tree.leaves(net.params))
+    shapes = tuple(np.shape(x) for x in leaves[:count])
+    index = Index(jax.tree.structure(net.params), shapes, keeps[:count])
+    moved = None if opt_state is None else index.gather(opt_state)
+    return Compacted(small, index, moved)
+
+
+def settled(net: Any, mask: Any, source: Source) -> tuple[Any, Any, Liveness]:
+    """The leaves, the masked leaves, and what can go."""
+    flat = mask_leaves(net, mask)
+    leaves = jax.tree.leaves((net.params, net.state))
+    spare = [None] * (len(leaves) - len(flat))
+    masked = [
+        x if m is None else jnp.where(m, x, jnp.zeros_like(x))
+        for m, x in zip([*flat, *spare], leaves, strict=True)
+    ]
+    return leaves, masked, liveness(source.channels, leaves, flat)
+
+
+def mask_leaves(net: Any, mask: Any) -> list[Any]:
+    """The mask leaf by leaf of the parameters.
+
+    Raises:
+        CompactionError: If it does not fit.
+    """
+    spread = masks.tree_map(
+        lambda m, x: _checked(m, x), mask, net.params, hole=lambda x: _holes(x)
+    )
+    return jax.tree.leaves(spread, is_leaf=lambda m: m is None)
+
+
+def _holes(tree: Any) -> Any:
+    return jax.tree.map(lambda _: None, tree)
+
+
+def _checked(m: Any, x: Any) -> Any:
+    m = np.asarray(m)
+    if m.shape != np.shape(x) or m.dtype != bool:
+        raise CompactionError(
+            f"a mask holds bools like the parameters: got {m.dtype}{list(m.shape)} for "
+            f"a parameter of shape {list(np.shape(x))}"
+        )
+    return m
+
+
+def _parts(net: Any, leaves: list[Any]) -> tuple[Any, Any]:
+    tree = jax.tree.structure((net.params, net.state))
+    return tree.unflatten(leaves)
+
+
+def _cut(net: Any, source: Source, live: Liveness, masked: Any) -> Any:
+    channels = source.channels
+    kept = channels.kept(live.removed)
+    count = len(masked)
+    keeps = tuple(kept(v) for v in source.body.invars[:count])
+    steps = folds(channels, live.known, kept)
+    folded = constants(source, live.known, kept, masked, steps)
+    cutting = Cutting(
+        jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
+        keeps, live.facts, len(steps),
+    )  # fmt: skip
+    cutting.remember(source, live.known)
+    whole = len(jax.tree.leaves(net.params))
+    gone = tuple(
+        _none_of(k) if i in live.unread and i < whole else k
+        for i, k in enumerate(keeps)
+    )
+    return cutting, folded, gone
+
+
+def _none_of(keep: Any) -> Any:
+    """Of a leaf that nothing reads: its first axis is emptied."""
+    return (np.zeros(0, int), *keep[1:]) if keep else keep

@@ -1,0 +1,131 @@
+"""Between a network and what is left of it: gather into the small, scatter back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.labels import Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """Which entries of every parameter were kept.
+
+    Args:
+        tree: The structure of the parameters.
+        shapes: Their shapes before the cut.
+        keeps: For each parameter the kept indices of its axes, None for all.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+        >>> net, index, _ = dj.compact(dag, dj.prune_units(dag, "l2", density=0.5))
+        >>> again = index.gather(index.scatter(net.params))
+        >>> bool(jnp.all(again["Dense"]["kernel"] == net.params["Dense"]["kernel"]))
+        True
+    """
+
+    tree: Any
+    shapes: tuple[tuple[int, ...], ...]
+    keeps: tuple[tuple[Array | None, ...], ...]
+
+    def gather(self, tree: Any) -> Any:
+        """The kept entries of a tree shaped like the parameters.
+
+        Trees inside, such as the moments of an optimizer state, are found by their
+        structure and shapes; everything else passes.
+
+        Args:
+            tree: Weights, initial weights, gradients, masks, or an optimizer state.
+        """
+        return self._each(tree, self.shapes, self._gathered)
+
+    def scatter(self, tree: Any, fill: float = 0) -> Any:
+        """The inverse: kept entries at their places, `fill` elsewhere."""
+        small = tuple(
+            tuple(n if k is None else len(k) for n, k in zip(shape, keep, strict=True))
+            for shape, keep in zip(self.shapes, self.keeps, strict=True)
+        )
+        put = lambda leaves: self._scattered(leaves, fill)
+        return self._each(tree, small, put)
+
+    def _each(self, tree: Any, shapes: Any, change: Any) -> Any:
+        """Change every part of the tree that is shaped like the parameters."""
+        if self._fits(tree, shapes):
+            return self.tree.unflatten(change(self.tree.flatten_up_to(tree)))
+        here = lambda t: t is not tree and self._fits(t, shapes)
+        parts, above = jax.tree.flatten(tree, is_leaf=here)
+        if not any(map(here, parts)) and _has_arrays(parts):
+            wanted = self.tree.num_leaves
+            raise CompactionError(
+                f"nothing in {jax.tree.structure(tree)} has the structure and shapes "
+                f"of the {wanted} parameters; gather takes params-shaped trees"
+            )
+        return above.unflatten(
+            [
+                self.tree.unflatten(change(self.tree.flatten_up_to(p)))
+                if here(p)
+                else p
+                for p in parts
+            ]
+        )
+
+    def _fits(self, tree: Any, shapes: Any) -> bool:
+        try:
+            leaves = self.tree.flatten_up_to(tree)
+        except (ValueError, TypeError, KeyError):
+            return False
+        return all(
+            leaf is None or np.shape(leaf) == shape
+            for leaf, shape in zip(leaves, shapes, strict=True)
+            if not isinstance(leaf, (dict, list, tuple))
+        ) and all(leaf is None or hasattr(leaf, "shape") for leaf in leaves)
+
+    def _gathered(self, leaves: list[Any]) -> list[Any]:
+        return [
+            leaf if leaf is None else gather(leaf, keep)
+            for leaf, keep in zip(leaves, self.keeps, strict=True)
+        ]
+
+    def _scattered(self, leaves: list[Any], fill: float) -> list[Any]:
+        return [
+            leaf if leaf is None else scatter(leaf, keep, shape, fill)
+            for leaf, keep, shape in zip(leaves, self.keeps, self.shapes, strict=True)
+        ]
+
+
+def gather(x: Any, keep: tuple[Array | None, ...]) -> Any:
+    """The kept entries of one array; of arrays on the host without compiling."""
+    if all(k is None for k in keep):
+        return x
+    if isinstance(x, jax.core.Tracer):
+        for axis, places in enumerate(keep):
+            x = x if places is None else jnp.take(x, places, axis=axis)
+        return x
+    places = [
+        np.arange(n) if k is None else k for n, k in zip(x.shape, keep, strict=True)
+    ]
+    return jnp.asarray(np.asarray(x)[np.ix_(*places)])
+
+
+def scatter(x: Any, keep: Any, shape: tuple[int, ...], fill: float) -> Any:
+    """Entries at their places in an array of the old shape."""
+    if all(k is None for k in keep):
+        return x
+    places = [
+        np.arange(n) if k is None else k for n, k in zip(shape, keep, strict=True)
+    ]
+    full = jnp.full(shape, fill, x.dtype)
+    return full.at[np.ix_(*places)].set(x)
+
+
+def _has_arrays(parts: list[Any]) -> bool:
+    return any(np.ndim(p) for p in parts if hasattr(p, "shape"))

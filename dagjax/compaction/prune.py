@@ -1,0 +1,299 @@
+"""Which units to keep: scores of units, and the largest set within a budget."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction import cost_model
+from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.labels import Array
+from dagjax.compaction.units import ARCS, Units, units
+from dagjax.sparsity import masks
+
+_REDUCTIONS = ("l1", "l2", "mean", "max")
+_SCOPES = ("global", "group", "level")
+_NORMALIZATIONS = ("none", "mean", "lamp")
+
+
+class CompactionWarning(UserWarning):
+    """A request that is legal and likely not meant."""
+
+
+def prune_units(
+    net: Any,
+    scores: Any = "l2",
+    *,
+    density: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    scope: str = "global",
+    round_to: int = 1,
+    keep_at_least: int = 1,
+    reduce: str = "l2",
+    normalize: str = "mean",
+    only: Iterable[str] | Callable[[str], bool] | None = None,
+) -> Any:
+    """The mask that keeps the units of the highest scores within a budget.
+
+    Args:
+        net: A DAG, or a compacted network.
+        scores: "l1", "l2", "mean" or "max" of the weights' magnitudes; a tree of scores
+            of every weight, like `net.params`; `{group: [units]}`; or `{arc: score}`.
+        density: The share of units to keep, in (0, 1].
+        flops: The share of operations to keep.
+        params: The share of parameters to keep.
+        scope: "global" (all units compete), "group" or "level" (the same share each).
+        round_to: Keep multiples of so many units of a group.
+        keep_at_least: Units that stay in every group.
+        reduce: How the scores of weights become that of their unit.
+        normalize: "none", "mean" (a group's scores over their mean: groups then compare
+            with each other) or "lamp" (Lee et al. 2021).
+        only: Names of the groups to prune, or a function of a name; the others stay.
+
+    Returns:
+        A mask like `net.params`: `dj.compact(net, mask)` cuts it out.
+
+    Raises:
+        CompactionError: If not exactly one budget is given, or it cannot be met.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 4)))
+        >>> mask = dj.prune_units(dag, "l2", flops=0.5)
+        >>> int(mask["Dense"]["bias"].sum())
+        4
+    """
+    budget, share = _budget(density=density, flops=flops, params=params)
+    for what, value, known in (
+        ("scope", scope, _SCOPES),
+        ("normalize", normalize, _NORMALIZATIONS),
+        ("reduce", reduce, _REDUCTIONS),
+    ):
+        if value not in known:
+            raise CompactionError(f"{what} {value!r}; it is one of {', '.join(known)}")
+    for what, value in (("round_to", round_to), ("keep_at_least", keep_at_least)):
+        if not isinstance(value, int) or value < 1:
+            raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")
+    found = units(net)
+    per_unit = unit_scores(net, scores, found, reduce, normalize)
+    per_unit = _chosen(per_unit, found, only)
+    if not per_unit:
+        raise CompactionError(
+            "nothing of this network can be removed; dj.explain(net) says why"
+        )
+    plan = _Plan(found, per_unit, scope, round_to, keep_at_least)
+    count = plan.count(density) if density is not None else plan.search(budget, share)
+    kept = plan.kept(count)
+    if share < 1 and all(k.all() for k in kept.values()):
+        warnings.warn(
+            f"nothing is removed at {budget}={share}: no unit is small enough, or "
+            f"round_to={round_to} and keep_at_least={keep_at_least} hold all",
+            CompactionWarning,
+            stacklevel=2,
+        )
+    return found.mask(kept)
+
+
+def _budget(**given: float | None) -> tuple[str, float]:
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) != 1:
+        raise CompactionError(
+            "give exactly one of density=, flops=, params= (each a kept share), got "
+            f"{', '.join(named) or 'none'}"
+        )
+    ((name, value),) = named.items()
+    if not 0 < float(value) <= 1:
+        raise CompactionError(f"{name} is a kept share in (0, 1], got {value}")
+    return name, float(value)
+
+
+def _chosen(scores: dict[str, Array], found: Units, only: Any) -> dict[str, Array]:
+    if only is None:
+        return scores
+    wanted = only if callable(only) else {*only}.__contains__
+    if not callable(only):
+        for name in only:
+            _ = found[name]
+    return {name: s for name, s in scores.items() if wanted(name)}
+
+
+class _Plan:
+    """An order of all units, and what is kept when the first of them go."""
+
+    def __init__(self, found: Units, scores: dict, scope: str, step: int, least: int):
+        self.found, self.scores, self.step, self.least = found, scores, step, least
+        self.names = [*scores]
+        sizes = [len(s) for s in scores.values()]
+        self.group = np.repeat(np.arange(len(sizes)), sizes)
+        values = np.concatenate([*scores.values()])
+        self.order = np.argsort(self._keys(values, scope), kind="stable")
+
+    def _keys(self, values: Array, scope: str) -> Array:
+        """What is compared: the score, or its rank among its group or level."""
+        if scope == "global":
+            return values
+        levels = np.array([self.found[name].level for name in self.names])
+        kind = self.group if scope == "group" else levels[self.group]
+        keys = np.zeros(len(values))
+        for k in np.unique(kind):
+            mine = np.flatnonzero(kind == k)
+            rank = np.argsort(np.argsort(values[mine], kind="stable"), kind="stable")
+            keys[mine] = (rank + 0.5) / len(mine)
+        return keys
+
+    def count(self, density: float) -> int:
+        """How many units go at a density."""
+        return len(self.order) - max(1, round(density * len(self.order)))
+
+    def kept(self, count: int) -> dict[str, Array]:
+        """`{group: bools}` when the first units go, as far as each group allows."""
+        goes = np.bincount(self.group[self.order[:count]], minlength=len(self.names))
+        found = {}
+        for place, name in enumerate(self.names):
+            scores, size = self.scores[name], len(self.scores[name])
+            left = size - int(goes[place])
+            if self.step > 1:
+                left = max(self.step, int(left / self.step + 0.5) * self.step)
+            left = min(size, max(left, self.least))
+            best = np.argsort(-scores, kind="stable")[:left]
+            found[name] = np.isin(np.arange(size), best)
+        return found
+
+    def search(self, budget: str, share: float) -> int:
+        """The count of units that brings the cost nearest to its budget."""
+        place = ("flops", "params").index(budget)
+        whole = self.found.total[place]
+        cost = lambda count: self.found.cost(self.kept(count))[place] / whole
+        low, high = 0, len(self.order)
+        least = cost(high)
+        if least > share * 1.02:
+            raise CompactionError(
+                f"{budget}={share} cannot be met: {least:.3f} is the least that is "
+                f"left with keep_at_least={self.least} and round_to={self.step}; what "
+                "is pinned stays (dj.explain)"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(middle) > share else (low, middle)
+        return min((low, high), key=lambda count: abs(cost(count) - share))
+
+
+# --- scores of units ------------------------------------------------------------------
+
+
+def unit_scores(
+    net: Any,
+    scores: Any,
+    found: Units | None = None,
+    reduce: str = "l2",
+    normalize: str = "mean",
+) -> dict[str, Array]:
+    """`{group: [units]}`: the scores of weights as scores of units.
+
+    Args:
+        net: The network.
+        scores: As for `prune_units`.
+        found: Its units, if they are known already.
+        reduce: "l1", "l2", "mean" or "max" over a unit's weights.
+        normalize: "none", "mean" or "lamp".
+    """
+    found = units(net) if found is None else found
+    if isinstance(scores, str):
+        if scores not in _REDUCTIONS:
+            raise CompactionError(
+                f"no score {scores!r}; by name there are {', '.join(_REDUCTIONS)}, and "
+                "dj.scores has others, as trees like net.params"
+            )
+        reduce, scores = scores, jax.tree.map(jnp.abs, net.params)
+    if isinstance(scores, Mapping) and scores and {*scores} <= {*found.groups}:
+        given = {k: np.asarray(v, float) for k, v in scores.items()}
+        return {k: _checked(k, v, found) for k, v in given.items()}
+    if isinstance(scores, Mapping) and scores and _are_arcs(scores, found):
+        group = found[ARCS]
+        return {ARCS: np.array([float(scores.get(a, np.inf)) for a in group.classes])}
+    raw = _aggregated(found, _leaves(net, scores), reduce)
+    return {
+        name: _normalized(raw[g.classes], normalize)
+        for name, g in found.channels.items()
+    }
+
+
+def _are_arcs(scores: Mapping[str, Any], found: Units) -> bool:
+    scalars = all(
+        np.ndim(v) == 0 for v in scores.values() if not isinstance(v, Mapping)
+    )
+    flat = not any(isinstance(v, (Mapping, list, tuple)) for v in scores.values())
+    return flat and scalars and bool({*scores} & {*found.arcs})
+
+
+def _checked(name: str, scores: Array, found: Units) -> Array:
+    if scores.shape != (found[name].size,):
+        raise CompactionError(
+            f"group {name!r} has {found[name].size} units, got scores of shape "
+            f"{scores.shape}"
+        )
+    return scores
+
+
+def _leaves(net: Any, scores: Any) -> list[Any]:
+    """The scores leaf by leaf; None where there are none."""
+    try:
+        spread = masks.tree_map(lambda s, x: s, scores, net.params, hole=_holes)
+    except (ValueError, TypeError) as error:
+        raise CompactionError(
+            f"scores are a tree like net.params, {{group: [units]}} or {{arc: score}}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    leaves = jax.tree.leaves(spread, is_leaf=lambda s: s is None)
+    for s, x in zip(leaves, jax.tree.leaves(net.params), strict=True):
+        if s is not None and np.shape(s) != np.shape(x):
+            raise CompactionError(
+                f"scores of shape {np.shape(s)} for a parameter of {np.shape(x)}"
+            )
+    return leaves
+
+
+def _holes(tree: Any) -> Any:
+    return jax.tree.map(lambda _: None, tree)
+
+
+def _aggregated(found: Units, leaves: list[Any], reduce: str) -> Array:
+    """`[classes]`: the scores of a unit's weights in all its parameters."""
+    channels = found.source.channels
+    total, count = np.zeros((2, channels.classes.count))
+    put = np.maximum if reduce == "max" else np.add
+    for leaf, var in zip(leaves, found.source.body.invars, strict=False):
+        if leaf is None:
+            continue
+        x = np.asarray(leaf, dtype=np.float32)
+        x = np.square(x) if reduce == "l2" else np.abs(x)
+        for axis, of in enumerate(channels.classes_at(var)):
+            if channels.is_pinned(channels.at[var][axis]):
+                continue
+            others = tuple(d for d in range(x.ndim) if d != axis)
+            slices = x.max(others) if reduce == "max" else x.sum(others)
+            put.at(total, of, slices)
+            np.add.at(count, of, x.size / len(of))
+    total = cost_model.spread(channels, total, put)
+    count = np.maximum(cost_model.spread(channels, count), 1)
+    return {"l2": np.sqrt(total), "mean": total / count}.get(reduce, total)
+
+
+def _normalized(scores: Array, how: str) -> Array:
+    if how == "mean":
+        return scores / (scores.mean() or 1)
+    if how == "lamp":
+        order = np.argsort(scores, kind="stable")
+        squares = np.square(scores[order])
+        left = np.cumsum(squares[::-1])[::-1]
+        found = np.empty_like(scores)
+        found[order] = squares / np.where(left > 0, left, 1)
+        return found
+    return scores

@@ -1,0 +1,228 @@
+"""A network that was cut: a pytree that evaluates like the DAG it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels import Channels, CompactionError
+from dagjax.compaction.evaluate import Evaluator, bind, bind_whole, contract, take
+from dagjax.compaction.known import Known
+from dagjax.compaction.labels import Array
+from dagjax.compaction.liveness import known_of, met, needed
+from dagjax.compaction.program import Body, Step, is_literal
+from dagjax.compaction.source import Source, shape_of, source_of
+from dagjax.graph.dag import count_params
+
+Keeps = tuple[tuple[Array | None, ...], ...]  # leaf by leaf, axis by axis
+
+
+class Cutting:
+    """What was cut out of a network; compared by value.
+
+    Args:
+        tree: The structure of the network's leaves.
+        shapes: Their shapes before the cut.
+        inputs: The shapes of its inputs.
+        keeps: Kept indices of each leaf's axes.
+        facts: The constants that slices of the leaves were, NaN elsewhere.
+        count: How many contractions had a constant folded into them.
+    """
+
+    def __init__(
+        self, tree: Any, shapes: Any, inputs: Any, keeps: Keeps, facts: Any, count: int
+    ):
+        self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
+        self.keeps, self.facts, self.count = keeps, facts, count
+        self._plans: dict[Any, tuple[Source, Evaluator]] = {}
+        self.key = (
+            tree, tuple(map(str, self.shapes)), str(inputs), count,
+            _digest(keeps), _digest(facts),
+        )  # fmt: skip
+        self._hash = hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Cutting) and self.key == other.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, Evaluator]:
+        """The program at these shapes of the inputs, and how it is evaluated."""
+        leaves, tree = jax.tree.flatten(inputs)
+        key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
+        if key not in self._plans:
+            source = source_of(self.tree.unflatten(self.shapes), inputs)
+            known = known_of(source.channels, self.facts)
+            self.remember(source, known)
+        return self._plans[key]
+
+    def remember(self, source: Source, known: Known) -> Evaluator:
+        """Keep the plan for the shapes of a program."""
+        channels, ends = source.channels, source.body.invars
+        removed = channels.removed(dict(zip(ends, self.keeps, strict=False)))
+        kept = channels.kept(removed)
+        folded = folds(channels, known, kept)
+        if len(folded) != self.count:
+            raise CompactionError(
+                f"{len(folded)} constants are to be folded at these shapes, "
+                f"{self.count} where the network was cut; compact it at these shapes"
+            )
+        evaluator = Evaluator(channels, kept, known, folded)
+        leaves, tree = jax.tree.flatten(source.inputs)
+        key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
+        self._plans[key] = source, evaluator
+        return evaluator
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "state"],
+    meta_fields=["cutting"],
+)
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A network whose pruned structure is gone; a pytree like a DAG.
+
+    Args:
+        cutting: What was cut, static.
+        params: The smaller arrays, in the tree of the network's parameters.
+        state: `{"user": what is not trained, "folded": constants added on the way}`.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+        >>> mask = dj.prune_units(dag, "l2", density=0.5)
+        >>> dj.compact(dag, mask).net
+        Small(35 of 67 parameters)
+    """
+
+    cutting: Cutting
+    params: Any
+    state: Any
+
+    def __call__(self, *xs: Any) -> Any:
+        """The outputs at `xs`, any batch size."""
+        shapes = jax.tree.map(shape_of, xs)
+        source, evaluator = self.cutting.plan(shapes)
+        leaves = jax.tree.leaves((self.params, self.state["user"]))
+        args = [*leaves, *map(jnp.asarray, jax.tree.leaves(xs))]
+        made = evaluator(*args, added=self.state["folded"])
+        return jax.tree.unflatten(source.result, made)
+
+    def replace(self, **changes: Any) -> Small:
+        """A copy with other fields: `small.replace(params=params)`."""
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        before = sum(
+            int(np.prod(s.shape))
+            for s in self.cutting.shapes[: len(jax.tree.leaves(self.params))]
+        )
+        return f"Small({count_params(self.params):,} of {before:,} parameters)"
+
+
+def folds(channels: Channels, known: Known, kept: Any) -> list[Step]:
+    """The contractions to which removed slices add a constant, in order."""
+    return [
+        step
+        for step in reversed(needed(channels, known)[0])
+        if channels.is_outermost(step) and len(added(channels, known, kept, step))
+    ]
+
+
+def added(channels: Channels, known: Known, kept: Any, step: Step) -> Array:
+    """The removed indices of a contracted axis whose product is a constant."""
+    wires, found = channels.wires.get(step), np.zeros(0, int)
+    for pair in wires.contracted if wires else ():
+        ends = [(step.eqn.invars[i], a) for i, a in pair]
+        places = kept(ends[0][0])[ends[0][1]]
+        if places is not None:
+            zero, both = met(known, *(known.along(v, a) for v, a in ends))
+            gone = np.ones(len(zero), bool)
+            gone[places] = False
+            found = np.flatnonzero(gone & both & ~zero)
+    return found
+
+
+def constants(
+    source: Source, known: Known, kept: Any, leaves: Any, steps: list[Step]
+) -> list[Any]:
+    """What the removed slices add to contractions, from one evaluation in full.
+
+    Args:
+        source: The program.
+        known: The facts of its values.
+        kept: `value -> kept indices`.
+        leaves: The masked leaves of the network.
+        steps: The contractions.
+    """
+    if not steps:
+        return []
+    xs = [_anything(v) for v in source.body.invars[len(leaves) :]]
+    wanted = {v for step in steps for v in step.reads}
+    env = _values(source.body, [*leaves, *xs], wanted)
+    return [_constant(source.channels, known, kept, step, env) for step in steps]
+
+
+def _constant(channels: Channels, known: Known, kept: Any, step: Step, env: Any) -> Any:
+    places = added(channels, known, kept, step)
+    one, two = channels.wires[step].contracted[0]
+    values = []
+    for operand, end in ((0, one[1]), (1, two[1])):
+        atom = step.eqn.invars[operand]
+        x = env[atom]
+        for axis, held in enumerate(kept(atom)):
+            if axis == end:
+                x = take(x, places, axis)
+            elif held is not None:
+                x = take(x, held, axis)
+        values.append(x)
+    return _thin(contract(step, values))
+
+
+def _thin(x: Any) -> Any:
+    """Axes along which all slices are equal get size 1: a bias map is a vector then."""
+    host = np.asarray(x)
+    for axis in range(host.ndim):
+        first = np.take(host, [0], axis)
+        if host.shape[axis] > 1 and np.allclose(host, first, rtol=1e-6, atol=0):
+            host = first
+    return jnp.asarray(host)
+
+
+def _anything(var: Any) -> Any:
+    if jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    return jnp.zeros(var.aval.shape, var.aval.dtype)
+
+
+def _values(body: Body, args: list[Any], wanted: set[Any]) -> dict[Any, Any]:
+    """Some values of the program in full."""
+    env = {**dict(zip(body.invars, args, strict=True)), **body.consts}
+    for step in body.steps:
+        values = [a.val if is_literal(a) else env[a] for a in step.eqn.invars]
+        if step.bodies:
+            made = bind_whole(step.eqn, *values)
+        else:
+            made = bind(step.eqn, values)
+            made = made if step.eqn.primitive.multiple_results else [made]
+        env |= dict(zip(step.eqn.outvars, made, strict=True))
+    return {v: env[v] for v in wanted}
+
+
+def _digest(arrays: Any) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in arrays:
+        for axis in leaf:
+            data = b"-" if axis is None else np.ascontiguousarray(axis).tobytes()
+            found.update(b"|" + data)
+        found.update(b"/")
+    return found.hexdigest()

@@ -1,0 +1,94 @@
+"""A network as a program: its leaves are arguments beside the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.compaction.channels import Channels, CompactionError
+from dagjax.compaction.program import Body, body_of
+from dagjax.graph.dag import DAG
+
+_BATCH = 2  # where the network does not say at which batch size it was made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A network, traced at shapes of its inputs.
+
+    Args:
+        body: Its program, of its leaves and the leaves of the inputs.
+        result: The tree of its result.
+        free: How many leaves it has.
+        inputs: The shapes of the inputs, a tuple of trees.
+    """
+
+    body: Body
+    result: Any
+    free: int
+    inputs: tuple[Any, ...]
+
+    @functools.cached_property
+    def channels(self) -> Channels:
+        """Which indices of its values are cut together."""
+        return Channels(self.body, self.free)
+
+
+def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
+    """A network's program; traced once for networks of one structure.
+
+    Args:
+        net: A DAG or a compacted network.
+        inputs: Shapes of its inputs; by default those that it was made for.
+    """
+    inputs = example_of(net) if inputs is None else inputs
+    leaves, tree = jax.tree.flatten(net)
+    xs, form = jax.tree.flatten(inputs)
+    return _traced(tree, tuple(map(shape_of, leaves)), form, tuple(map(shape_of, xs)))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
+    inputs = form.unflatten(xs)
+    run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
+    closed, result = jax.make_jaxpr(run, return_shape=True)(list(shapes), inputs)
+    body = body_of(closed.jaxpr, closed.consts)
+    return Source(body, jax.tree.structure(result), len(shapes), inputs)
+
+
+def example_of(net: Any) -> tuple[Any, ...]:
+    """Shapes of inputs that the network takes.
+
+    Raises:
+        CompactionError: If the network does not know them.
+    """
+    if not isinstance(net, DAG):
+        if hasattr(net, "cutting"):
+            return net.cutting.inputs
+        raise CompactionError(
+            f"a network was expected, got {type(net).__name__}: give a DAG "
+            "(dj.init, dj.trace, dj.from_nnx, dj.from_linen)"
+        )
+    program = getattr(net.graph.form, "program", None)
+    if program is not None:
+        return program.request.inputs
+    known: dict[str, Any] = dict(net.graph.spaces)
+    if not {*net.graph.inputs} <= {*known}:
+        raise CompactionError("the graph knows no shapes; make the network by dj.init")
+    spaces = [known[node] for node in net.graph.inputs]
+    return tuple(
+        jax.ShapeDtypeStruct(((_BATCH,) if s.batched else ()) + s.shape, s.dtype)
+        for s in spaces
+    )
+
+
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array, or of what becomes one."""
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)

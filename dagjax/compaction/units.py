@@ -1,0 +1,397 @@
+"""What can be removed of a network: units, in groups of the same kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction import cost_model
+from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.labels import Array
+from dagjax.compaction.source import Source, source_of
+from dagjax.graph.dag import DAG
+from dagjax.graph.tracing.naming import path_of
+
+ARCS = "arcs"  # the group whose units are whole branches
+
+
+class Member(NamedTuple):
+    """Where a group's units lie in one parameter.
+
+    Args:
+        path: The parameter.
+        axis: One of its axes; None for all of it.
+        indices: For each unit its indices there.
+    """
+
+    path: str
+    axis: int | None
+    indices: tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Units that lie in the same axes of the same parameters.
+
+    Args:
+        name: After the parameter that writes them.
+        size: How many there are.
+        members: Where they lie.
+        level: The number of contractions on the way to them.
+        flops: `[size]`, operations that go with a unit, at the source's input shapes.
+        params: `[size]`, parameters that go with a unit.
+        classes: `[size]`, their classes of labels; of arcs their names.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    level: int
+    flops: Array
+    params: Array
+    classes: Any
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r}: {self.size} units, level {self.level})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units(Mapping[str, Group]):
+    """`{name: group}`, all that can be removed of a network.
+
+    Args:
+        groups: In the order of evaluation; the last may be that of whole arcs.
+        source: The program of the network.
+        paths: The parameters.
+        total_flops: Operations of products and convolutions of the network.
+        total_params: Its parameters.
+    """
+
+    groups: dict[str, Group]
+    source: Source
+    paths: tuple[str, ...]
+    tree: Any
+    terms: tuple[cost_model.Terms, cost_model.Terms]
+    arcs: dict[str, tuple[int, ...]]
+
+    def __getitem__(self, name: str) -> Group:
+        if name not in self.groups:
+            raise KeyError(f"no group {name!r}; there are {', '.join(self.groups)}")
+        return self.groups[name]
+
+    def __iter__(self) -> Any:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def channels(self) -> dict[str, Group]:
+        """The groups of channels, without that of arcs."""
+        return {name: g for name, g in self.groups.items() if name != ARCS}
+
+    def mask(self, kept: Mapping[str, Any]) -> Any:
+        """The mask of the parameters that keeps these units.
+
+        Args:
+            kept: `{group: [size] bools}`; groups that are not named are kept.
+        """
+        gone, arcs = self._gone(kept)
+        whole = {place for arc in arcs for place in self.arcs[arc]}
+        masks = [
+            jnp.zeros(var.aval.shape, bool) if i in whole else self._leaf(var, gone)
+            for i, var in enumerate(self.source.body.invars[: len(self.paths)])
+        ]
+        return self.tree.unflatten(masks)
+
+    def cost(self, kept: Mapping[str, Any]) -> tuple[float, float]:
+        """Operations and parameters of the network that keeps these units."""
+        gone, arcs = self._gone(kept)
+        flops, params = self.terms
+        alive = np.array([self._owner(step) not in arcs for step in flops.steps], bool)
+        whole = [place for arc in arcs for place in self.arcs[arc]]
+        own = params.values(gone)
+        return float(flops.values(gone)[alive].sum()), float(
+            own.sum() - own[whole].sum()
+        )
+
+    @functools.cached_property
+    def total(self) -> tuple[float, float]:
+        """Operations and parameters of the whole network."""
+        return self.cost({})
+
+    def _gone(self, kept: Mapping[str, Any]) -> tuple[Array, set[str]]:
+        classes = self.source.channels.classes
+        gone, arcs = np.zeros(classes.count, bool), set()
+        for name, stays in kept.items():
+            group, leaves = self[name], ~np.asarray(stays, bool)
+            if leaves.shape != (group.size,):
+                raise CompactionError(
+                    f"group {name!r} has {group.size} units, got {leaves.shape} bools"
+                )
+            if name == ARCS:
+                arcs = {
+                    arc for arc, goes in zip(group.classes, leaves, strict=True) if goes
+                }
+            else:
+                gone[group.classes[leaves]] = True
+        return classes.close(gone), arcs
+
+    def _leaf(self, var: Any, gone: Array) -> Any:
+        mask = np.ones(var.aval.shape, bool)
+        for axis, of in enumerate(self.source.channels.classes_at(var)):
+            if gone[of].any():
+                shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
+                mask &= ~gone[of].reshape(shape)
+        return jnp.asarray(mask)
+
+    @functools.cached_property
+    def _owners(self) -> dict[Any, set[int]]:
+        """`{value: places of the leaves that it is made of}`, if of nothing else."""
+        body, free = self.source.body, self.source.free
+        found: dict[Any, set[int]] = {v: {i} for i, v in enumerate(body.invars[:free])}
+        for step in body.steps:
+            if all(v in found for v in step.reads) and step.reads:
+                leaves = set().union(*(found[v] for v in step.reads))
+                found |= dict.fromkeys(step.eqn.outvars, leaves)
+        return found
+
+    @functools.cached_property
+    def _arc_of(self) -> dict[int, str]:
+        return {place: arc for arc, places in self.arcs.items() for place in places}
+
+    def _owner(self, step: Any) -> str | None:
+        """The arc whose parameters a contraction reads."""
+        leaves = [i for v in step.reads for i in self._owners.get(v, ())]
+        arcs = {self._arc_of.get(i) for i in leaves if i < len(self.paths)}
+        return arcs.pop() if len(arcs) == 1 else None
+
+    def __repr__(self) -> str:
+        flops, params = self.total
+        rows = [("group", "level", "units", "params/unit", "flops/unit", "parameters")]
+        for group in self.groups.values():
+            where = ", ".join(dict.fromkeys(m.path for m in group.members))
+            where = where if len(where) < 48 else where[:45] + "..."
+            rows.append((
+                group.name, str(group.level), str(group.size),
+                _mean(group.params), _mean(group.flops), where,
+            ))  # fmt: skip
+        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(_aligned(row, wide)).rstrip() for row in rows]
+        count = sum(g.size for g in self.groups.values())
+        lines.append(
+            f"{count:,} units in {len(self)} groups; {params:,.0f} parameters, "
+            f"{flops / 1e6:,.2f} MFLOPs"
+        )
+        return "\n".join(lines)
+
+
+def units(net: Any) -> Units:
+    """All that can be removed of a network, found by following every axis.
+
+    Units are the connected components of the channel DAG: indices that one-to-one arcs
+    (sums, activations, normalizations, depthwise convolutions) join go together. What
+    leaves through an output, or meets a primitive without a rule, is not among them
+    (`dj.explain` says why). (Ours; coupled channels are the groups of DepGraph, Fang et
+    al. 2023.)
+
+    Args:
+        net: A DAG, or a compacted network.
+
+    Returns:
+        Units: `{name: group}`; a whole arc of a sum is a unit of the group "arcs".
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dj.units(dj.init(jax.random.key(0), graph, jnp.ones((1, 4))))
+        group  level  units  params/unit  flops/unit  parameters
+        Dense      1      8            8          28  Dense/bias, Dense/kernel, ...
+        8 units in 1 groups; 67 parameters, 0.00 MFLOPs
+    """
+    source = source_of(net)
+    named = jax.tree_util.tree_leaves_with_path(net.params)
+    paths = tuple(path_of(path) for path, _ in named)
+    channels = source.channels
+    terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
+    found = _groups(source, paths, terms)
+    tree = jax.tree.structure(net.params)
+    arcs = _arcs(net)
+    whole = Units(found, source, paths, tree, terms, arcs)
+    return (
+        dataclasses.replace(whole, groups=found | _arc_group(whole)) if arcs else whole
+    )
+
+
+def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Group]:
+    channels, classes = source.channels, source.channels.classes
+    ends = [
+        (place, axis, of)
+        for place, var in enumerate(source.body.invars[: len(paths)])
+        for axis, of in enumerate(channels.classes_at(var))
+        if (of != classes.pinned).any()
+    ]
+    nothing = np.zeros(classes.count, bool)
+    flops, params = (cost_model.spread(channels, t.saved(nothing)) for t in terms)
+    levels = _levels(source)
+    found: dict[str, Group] = {}
+    for members in sorted(_alike(channels, ends), key=lambda m: int(levels[m].min())):
+        where = _members(channels, ends, members, paths)
+        name = _unique(_name(where), where, found)
+        found[name] = Group(
+            name, len(members), where, int(levels[members].min()),
+            flops[members], params[members], members,
+        )  # fmt: skip
+    return found
+
+
+def _alike(channels: Any, ends: list[Any]) -> list[Array]:
+    """Classes that lie in the same axes, by a random number for each axis."""
+    classes, draw = channels.classes, np.random.default_rng(0)
+    sign = np.zeros(classes.count, np.uint64)
+    for _, _, of in ends:
+        np.add.at(sign, of, draw.integers(1, 2**63, dtype=np.uint64))
+    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
+    through = sign.copy()
+    for column in factors.T:
+        weight = draw.integers(1, 2**63, dtype=np.uint64) | np.uint64(1)
+        np.add.at(through, column, sign[flat] * weight)
+    chosen = np.flatnonzero(classes.atoms() & (through != 0) & ~_whole(classes, ends))
+    _, kind = np.unique(through[chosen], return_inverse=True)
+    return [chosen[kind == k] for k in range(kind.max() + 1)] if chosen.size else []
+
+
+def _whole(classes: Any, ends: list[Any]) -> Array:
+    """Classes that are all of an axis: without them nothing would be left of it."""
+    found = np.zeros(classes.count, bool)
+    for _, _, of in ends:
+        if (of == of[0]).all():
+            found[of[0]] = True
+    return found
+
+
+def _members(channels: Any, ends: Any, chosen: Array, paths: Any) -> tuple[Member, ...]:
+    """In which axes of which parameters the units lie, directly or in a product."""
+    classes = channels.classes
+    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
+    place = np.full(classes.count, -1)
+    place[chosen] = np.arange(len(chosen))
+    found = []
+    for leaf, axis, of in ends:
+        direct = place[of]
+        if (direct >= 0).any():
+            found.append(Member(paths[leaf], axis, _sorted(direct, len(chosen))))
+            continue
+        for column in factors.T:
+            owner = np.full(classes.count, -1)
+            owner[flat] = place[column]
+            if (owner[of] >= 0).any():
+                found.append(Member(paths[leaf], axis, _sorted(owner[of], len(chosen))))
+                break
+    return tuple(found)
+
+
+def _sorted(owner: Array, count: int) -> tuple[Array, ...]:
+    """For each unit the indices that it owns."""
+    order = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[order], np.arange(count + 1))
+    return tuple(order[a:b] for a, b in itertools.pairwise(edges))
+
+
+def _name(members: Iterable[Member]) -> str:
+    """The parameter that writes the units: its last axis, or else the first one."""
+    members = [*members]
+    ranked = sorted(members, key=lambda m: -(m.axis or 0))
+    kernels = [m for m in ranked if (m.axis or 0) > 0] or members
+    path = kernels[0].path if kernels else "unit"
+    return path.rsplit("/", 1)[0] if "/" in path else path
+
+
+def _unique(name: str, members: Any, taken: Any) -> str:
+    if name not in taken:
+        return name
+    axes = {m.axis for m in members if m.path.startswith(name)}
+    named = f"{name}[{min(axes - {None}, default=0)}]"
+    number = 2
+    while named in taken:
+        named, number = f"{name}#{number}", number + 1
+    return named
+
+
+def _levels(source: Source) -> Array:
+    """`[classes]`: the number of contractions before a class is first met."""
+    channels, depth = source.channels, {}
+    found = np.full(channels.classes.count, np.iinfo(np.int32).max)
+    for step in source.body.walk():
+        heavy = step.name in ("dot_general", "conv_general_dilated", "gather")
+        level = max((depth.get(v, 0) for v in step.reads), default=0) + heavy
+        for var in step.eqn.outvars:
+            depth[var] = level
+            if heavy and not step.bodies:
+                for of in channels.classes_at(var):
+                    np.minimum.at(found, of, level)
+    flat = channels.classes.of[channels.classes.flat]
+    for column in channels.classes.of[channels.classes.factors].T:
+        np.minimum.at(found, column, found[flat])
+    return found
+
+
+# --- whole arcs -----------------------------------------------------------------------
+
+
+def _arcs(net: Any) -> dict[str, tuple[int, ...]]:
+    """`{arc: places of parameters that only it reads}`, of arcs that meet others."""
+    if not isinstance(net, DAG):
+        return {}
+    leaves, tree = jax.tree.flatten(net.params)
+    numbered = tree.unflatten(range(len(leaves)))
+    read = {
+        arc.name: jax.tree.leaves(arc.fn.own(numbered, arc.params_name))
+        for arc in net.graph.arcs
+    }
+    readers = np.bincount(
+        [i for places in read.values() for i in places], minlength=len(leaves)
+    )
+    found = {}
+    for arc in net.graph.arcs:
+        beside = [a for a in net.graph.arcs if a.target == arc.target]
+        own = tuple(i for i in read[arc.name] if readers[i] == 1)
+        if len(beside) > 1 and own and arc.port is None:
+            found[arc.name] = own
+    return found
+
+
+def _arc_group(whole: Units) -> dict[str, Group]:
+    costs = []
+    for arc in whole.arcs:
+        alive = np.array([whole._owner(s) != arc for s in whole.terms[0].steps], bool)
+        nothing = np.zeros(whole.source.channels.classes.count, bool)
+        own = whole.terms[1].values(nothing)[list(whole.arcs[arc])].sum()
+        costs.append((whole.terms[0].values(nothing)[~alive].sum(), own))
+    members = tuple(
+        Member(whole.paths[i], None, ())
+        for places in whole.arcs.values()
+        for i in places
+    )
+    saved, entries = np.array(costs, float).T
+    names = (*whole.arcs,)
+    return {ARCS: Group(ARCS, len(names), members, 0, saved, entries, names)}
+
+
+# --- text -----------------------------------------------------------------------------
+
+
+def _mean(values: Array) -> str:
+    return f"{values.mean():,.0f}" if len(values) else "-"
+
+
+def _aligned(row: tuple[str, ...], wide: list[int]) -> list[str]:
+    first, *middle, last = zip(row, wide, strict=True)
+    return [first[0].ljust(first[1]), *(c.rjust(w) for c, w in middle), last[0]]
