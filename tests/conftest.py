@@ -1,6 +1,7 @@
 """What all tests share: strict JAX, four devices, keys, transforms."""
 
 import gc
+import os
 
 import hypothesis
 import jax
@@ -9,6 +10,13 @@ import pytest
 gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and few cycles
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+# Programs here are many and small: compiling them is most of the time they take. The
+# older code generator is quicker; jax 0.12 has it no more and aborts on the flag.
+jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):
+    quick = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 hypothesis.settings.register_profile(
     "dagjax",
@@ -39,11 +47,11 @@ def strict_dtypes():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For programs that are many and small: compiling is all the time they take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """For laws to the bit: as it is compiled where it is used."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

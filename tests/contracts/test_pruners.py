@@ -14,9 +14,6 @@ KEY = jax.random.key(0)
 DENSITIES = (0.8, 0.6, 0.35, 0.1)  # of successive rounds
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def weights(seed):
     """Layers whose units differ much in size and in score."""
     rng = np.random.default_rng(seed)

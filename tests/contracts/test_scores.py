@@ -14,9 +14,6 @@ from dagjax.sparsity import masks, scores
 KEY = jax.random.key(0)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def weights(seed, dtype=np.float32):
     """A layer with a bias, a layer without, and something that is no kernel."""
     rng = np.random.default_rng(seed)

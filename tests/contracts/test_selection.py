@@ -19,9 +19,6 @@ from hypothesis.extra.numpy import arrays
 
 from dagjax.sparsity import masks, selection
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # The tree of all cases; units have 1, 4 or 8 entries, so that means are exact.
 SHAPES = {
     ("conv", "kernel"): (2, 1, 2, 4),

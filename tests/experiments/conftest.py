@@ -13,7 +13,6 @@ def cache(tmp_path_factory):
 def quick_compile(cache):
     """Tiny programs compile far longer than they run, and many are alike."""
     changes = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": cache,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,

@@ -65,7 +65,8 @@ def report():
 @pytest.fixture(scope="module")
 def reports():
     """By number of devices; each in a process of its own, all at the same time."""
-    flags = "--xla_force_host_platform_device_count="
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = f"{given} --xla_force_host_platform_device_count="
     environments = [
         {**os.environ, "XLA_FLAGS": f"{flags}{n}", "JAX_PLATFORMS": "cpu"}
         for n in SEEDS

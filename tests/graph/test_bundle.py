@@ -12,8 +12,6 @@ import dagjax as dj
 from dagjax.graph.bundle import Bundle
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def weight(key, x):
     del x

@@ -13,7 +13,7 @@ from hypothesis import given
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes", "optimized")
 
 
 @pytest.fixture(scope="module")

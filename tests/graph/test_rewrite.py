@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("strict_dtypes", "optimized")
 
 
 @pytest.mark.parametrize("name", ["resnet8", "inception", "two_streams", "dense_block"])

@@ -9,6 +9,8 @@ import dagjax as dj
 from dagjax.graph import subnetworks
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def one_by_one(dag, xs, found):
     """A call for each gate vector."""
@@ -87,10 +89,11 @@ def test_shares_what_lies_below():
 
 
 def test_only_some_arcs_vary():
-    case = nets.zoo("resnet8")
-    found = dj.all_subnetworks(case.dag, *case.xs, arcs=["block1/branch"])
-    assert found.outputs.shape == (2, 2, 10)
-    np.testing.assert_allclose(found.outputs[1], case.dag(*case.xs), rtol=1e-5)
+    with nets.precision("float64"):  # one output is small beside what it is a sum of
+        case = nets.zoo("resnet8", "float64")
+        found = dj.all_subnetworks(case.dag, *case.xs, arcs=["block1/branch"])
+        assert found.outputs.shape == (2, 2, 10)
+        np.testing.assert_allclose(found.outputs[1], case.dag(*case.xs), rtol=1e-9)
 
 
 def test_readout():

@@ -9,8 +9,6 @@ import dagjax as dj
 from dagjax.graph.dag import count_params
 from tests.graph import nets, twins
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOLERANCE = nets.TOLERANCE["float32"]
 
 

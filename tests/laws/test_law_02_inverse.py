@@ -11,6 +11,8 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def check(case, inverse=dj.inverse):
     """The largest error of the three equations, relative to the values on the way."""

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def check(case, order=lambda factors: factors[::-1]):
     """How far the factors in this order are from one sweep of all arcs."""

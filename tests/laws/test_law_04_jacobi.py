@@ -12,6 +12,8 @@ import dagjax as dj
 from dagjax.graph.merges import Port
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def junk(case, b):
     """Random values at all nodes but the inputs."""

@@ -12,6 +12,8 @@ from hypothesis import given
 import dagjax as dj
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def chosen(case, seed=0):
     """A random arc."""

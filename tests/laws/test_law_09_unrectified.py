@@ -18,8 +18,6 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ONE = 1  # example: of a batch every example is a part of the point
 PIECEWISE = ("mlp", "lenet5", "dense_block")  # others: test_laws_on_the_zoo
 SUMS = ("noisy", "dense_block", "inception", "two_streams")

@@ -7,8 +7,6 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def cut_errors(case, kind="value", change=None):
     """At every level cut, for every output, how far the sum is from the value."""

@@ -18,8 +18,6 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def webs(arcs, fn):
     """A graph between nodes 0, 1, ... with a function without constants on each arc."""

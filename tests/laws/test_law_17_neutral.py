@@ -17,8 +17,6 @@ import dagjax as dj
 from dagjax.graph.merges import Port
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = (5, 4)  # tokens, features
 
 

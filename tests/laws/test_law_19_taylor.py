@@ -15,8 +15,6 @@ from hypothesis import given, settings
 import dagjax as dj
 from tests.graph import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def loss(outputs):
     """Some smooth function of the outputs."""

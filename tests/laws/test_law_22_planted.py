@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def double(quick_compilation):
+def double():
     with nets.precision("float64"):
         yield
 

@@ -18,8 +18,6 @@ from tests.laws import test_law_05_order as order
 from tests.laws import test_law_06_commutation as commutation
 from tests.laws import test_law_19_taylor as taylor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAMES = ["dense_block", "resnet8", "two_streams"]
 
 

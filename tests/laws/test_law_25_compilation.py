@@ -13,6 +13,8 @@ from jax.nn import initializers
 import dagjax as dj
 from tests.graph import nets
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 class Counted:
     """A jitted network that counts how often it is traced."""

@@ -15,8 +15,6 @@ import dagjax as dj
 from tests.experiments import tiny
 from tests.experiments.tiny import TEACHER
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = dj.TrainConfig(steps=4, batch=8, eval_every=2)
 MODEL = dj.as_model(tiny.mlp())
 

@@ -13,8 +13,6 @@ import pytest
 import dagjax as dj
 from tests.graph import nets, twins
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IMAGE = {"input_shape": (8, 8, 1)}
 MODULES = tuple(stage[:1] for stage in twins.STAGES)
 GRAPHS = {
@@ -31,6 +29,8 @@ GRAPHS = {
     ),
     "vit": dj.zoo.vit(1, 3, heads=2, features=8, hidden=10, **IMAGE),
     "mixer": dj.zoo.mixer(1, 3, features=8, token_hidden=6, hidden=10, **IMAGE),
+    "gpt": dj.zoo.gpt(1, 11, heads=2, features=8, input_shape=(6,)),
+    "lstm": dj.zoo.lstm_unrolled(3, 4, 3, features=3),
 }
 
 

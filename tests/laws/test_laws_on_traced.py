@@ -10,8 +10,10 @@ from tests.laws.test_laws_on_the_zoo import GRAPHS, check
 
 LAYERED = ("gpt", "densenet7", "lenet5", "mixer", "lstm")
 
-# Each program is compiled to run once.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+# The older code generator, which conftest chooses, rounds a sum as it is fused.
+USUAL = (
+    {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else None
+)
 
 
 def traced(dag, x, granularity="layers"):
@@ -34,7 +36,8 @@ def test_traced_equals_built(name):
     """Bitwise, equation by equation; in blocks there are fewer paths."""
     dag, x = twins.filled(GRAPHS[name])
     net, blocks = traced(dag, x, "primitives"), traced(dag, x, "blocks")
-    want, got = jax.jit(lambda nets, x: [net(x) for net in nets])([dag, net], x)
+    both = jax.jit(lambda nets, x: [net(x) for net in nets], compiler_options=USUAL)
+    want, got = both([dag, net], x)
     assert np.array_equal(got, want)
     assert dj.count_paths(blocks.graph) <= dj.count_paths(net.graph)
 

@@ -10,14 +10,6 @@ from dagjax.sparsity import masks
 NAN = np.float32("nan")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """The programs are many and small: compiling is all the time they take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 PARAMS = {
     "conv": {"kernel": np.ones((3, 3, 1, 2), np.float32), "bias": np.zeros(2)},
     "norm": {"scale": np.ones(2), "bias": np.zeros(2)},

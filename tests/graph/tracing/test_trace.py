@@ -16,6 +16,8 @@ import dagjax as dj
 from tests.graph import nets
 from tests.graph.tracing import functions as fns
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 GRANULARITIES = ["primitives", "layers", "blocks"]
 
 
