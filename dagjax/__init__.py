@@ -2,13 +2,20 @@
 
 from dagjax.api import Result as Result
 from dagjax.api import lottery as lottery
+from dagjax.compaction.adapters import as_function as as_function
+from dagjax.compaction.adapters import to_nnx as to_nnx
 from dagjax.compaction.channels import CompactionError as CompactionError
 from dagjax.compaction.compact import Compacted as Compacted
 from dagjax.compaction.compact import compact as compact
+from dagjax.compaction.cost import cost as cost
+from dagjax.compaction.explain import explain as explain
 from dagjax.compaction.prune import CompactionWarning as CompactionWarning
 from dagjax.compaction.prune import prune_units as prune_units
 from dagjax.compaction.prune import unit_scores as unit_scores
+from dagjax.compaction.saving import load as load
+from dagjax.compaction.saving import save as save
 from dagjax.compaction.small import Small as Small
+from dagjax.compaction.trim import trim as trim
 from dagjax.compaction.units import Units as Units
 from dagjax.compaction.units import units as units
 from dagjax.experiments import data as data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from dagjax.compaction.index import Index, gather
 from dagjax.compaction.liveness import Liveness, liveness
 from dagjax.compaction.small import Cutting, Small, constants, folds
 from dagjax.compaction.source import Source, shape_of, source_of
+from dagjax.compaction.verify import verify as check
 from dagjax.sparsity import masks
 
 
@@ -31,7 +32,11 @@ class Compacted(NamedTuple):
 
 
 def compact(
-    net: Any, mask: Any, opt_state: Any = None, *, verify: bool = True
+    net: Any,
+    mask: Any,
+    opt_state: Any = None,
+    *,
+    verify: bool | Literal["gradients"] = True,
 ) -> Compacted:
     """Cut out of a network what its mask makes dead, exactly.
 
@@ -41,8 +46,8 @@ def compact(
         net: A DAG, or a network that was compacted before.
         mask: Bools like `net.params`; None for a leaf that is kept.
         opt_state: A state of an optimizer of `net.params`, gathered with them.
-        verify: Compare outputs, and gradients of what is left, with the masked network
-            on random inputs.
+        verify: Compare the outputs with those of the masked network on random inputs,
+            two forward passes; "gradients" compares those of what is left too.
 
     Raises:
         CompactionError: If the outputs differ, or the mask does not fit.
@@ -66,6 +71,8 @@ def compact(
     count = len(jax.tree.leaves(net.params))
     shapes = tuple(np.shape(x) for x in leaves[:count])
     index = Index(jax.tree.structure(net.params), shapes, keeps[:count])
+    if verify:
+        check(net, small, index, masked, gradients=verify == "gradients")
     moved = None if opt_state is None else index.gather(opt_state)
     return Compacted(small, index, moved)
 

@@ -60,6 +60,12 @@ class Evaluator:
         held = dict(zip(self.folded, added, strict=True))
         return self._run(self.channels.body, args, held)
 
+    def values(self, *args: Any, added: Sequence[Any] = ()) -> Env:
+        """All values that are evaluated, of the same arguments."""
+        env: Env = dict(zip(self.folded, added, strict=True))
+        self._run(self.channels.body, args, env, env)
+        return env
+
     def size(self, var: Any) -> tuple[int, ...]:
         """The shape of what is kept of a value."""
         sizes = zip(var.aval.shape, self.kept(var), strict=True)
@@ -110,8 +116,11 @@ class Evaluator:
 
     # --- evaluation ------------------------------------------------------------------
 
-    def _run(self, body: Body, args: Sequence[Any], outer: Env) -> list[Any]:
-        env: Env = {**outer, **dict(zip(body.invars, args, strict=True))}
+    def _run(
+        self, body: Body, args: Sequence[Any], outer: Env, env: Env | None = None
+    ) -> list[Any]:
+        env = {**outer} if env is None else env
+        env |= dict(zip(body.invars, args, strict=True))
         for var, array in body.consts.items():
             env[var] = self._taken(array, var)
         for step in self._needed[body]:

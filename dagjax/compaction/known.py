@@ -279,7 +279,8 @@ class Known:
             return axes
         lhs = self.along(step.eqn.invars[0], numbers.lhs_spec[1]).reshape(groups, -1)
         out = self.along(step.eqn.invars[1], numbers.rhs_spec[0]).reshape(groups, -1)
-        fixed = self.table.is_fixed(lhs).all(1)[:, None] & self.table.is_fixed(out)
+        held = np.asarray(self.table.is_fixed(lhs).all(1))[:, None]
+        fixed = held & self.table.is_fixed(out)
         silent = np.asarray((lhs == ZERO).all(1))[:, None]
         zero = silent | (out == ZERO)
         feature = np.where(zero, ZERO, np.where(fixed, FIXED, UNKNOWN)).ravel()

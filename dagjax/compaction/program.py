@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.extend import core
 
+from dagjax.graph.tracing.errors import line_of
 from dagjax.graph.tracing.flatten import called, enters
 
 # Calls that keep a meaning of their own (a derivative rule, rematerialization).
@@ -34,6 +35,12 @@ class Step:
     def name(self) -> str:
         """Its primitive."""
         return self.eqn.primitive.name
+
+    @property
+    def where(self) -> str:
+        """What a message says of its place: its arc or scope, and the user's line."""
+        scope = str(self.eqn.source_info.name_stack)
+        return (f" in {scope!r}" if scope else "") + line_of(self.eqn)
 
     @property
     def reads(self) -> list[Any]:

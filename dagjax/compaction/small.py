@@ -168,7 +168,8 @@ def constants(
         return []
     xs = [_anything(v) for v in source.body.invars[len(leaves) :]]
     wanted = {v for step in steps for v in step.reads}
-    env = _values(source.body, [*leaves, *xs], wanted)
+    env = values_in(source.body, [*leaves, *xs])
+    env = {v: env[v] for v in wanted}
     return [_constant(source.channels, known, kept, step, env) for step in steps]
 
 
@@ -204,8 +205,8 @@ def _anything(var: Any) -> Any:
     return jnp.zeros(var.aval.shape, var.aval.dtype)
 
 
-def _values(body: Body, args: list[Any], wanted: set[Any]) -> dict[Any, Any]:
-    """Some values of the program in full."""
+def values_in(body: Body, args: list[Any]) -> dict[Any, Any]:
+    """All values of the program in full."""
     env = {**dict(zip(body.invars, args, strict=True)), **body.consts}
     for step in body.steps:
         values = [a.val if is_literal(a) else env[a] for a in step.eqn.invars]
@@ -215,7 +216,7 @@ def _values(body: Body, args: list[Any], wanted: set[Any]) -> dict[Any, Any]:
             made = bind(step.eqn, values)
             made = made if step.eqn.primitive.multiple_results else [made]
         env |= dict(zip(step.eqn.outvars, made, strict=True))
-    return {v: env[v] for v in wanted}
+    return env
 
 
 def _digest(arrays: Any) -> str:

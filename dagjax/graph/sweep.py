@@ -142,7 +142,7 @@ def carry(
         held = state.get(arc.params_name, _NOTHING)
     random = None if key is None else jax.random.fold_in(key, stream(arc.name))
     x = read(graph, arc.source, value, params, state)
-    with noted(arc, x):
+    with noted(arc, x), jax.named_scope(arc.name):  # profiles and messages show it
         return arc.fn.apply(own, held, x, train=train, key=random)
 
 

@@ -1,0 +1,139 @@
+"""A compacted network held against the masked one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.evaluate import Evaluator, take
+from dagjax.compaction.index import Index
+from dagjax.compaction.program import is_literal
+from dagjax.compaction.small import Small, values_in
+from dagjax.compaction.source import Source
+
+_TOLERANCE = {"float64": 1e-10, "float32": 1e-4}  # of the largest value; others 2e-2
+
+
+def verify(
+    net: Any, small: Small, index: Index, masked: list[Any], gradients: bool
+) -> None:
+    """Compare outputs at random inputs, and the gradients of what is left.
+
+    Args:
+        net: The network before.
+        small: What is left of it.
+        index: Between the parameters of the two.
+        masked: The leaves of the network, masked.
+        gradients: Whether gradients are compared too.
+
+    Raises:
+        CompactionError: If they differ; it names the first value that does.
+    """
+    source, evaluator = small.cutting.plan(small.cutting.inputs)
+    xs = random_inputs(source)
+    tree = jax.tree.structure(net)
+    full = lambda leaves: jax.tree.leaves(tree.unflatten(leaves)(*xs))
+    ours = jax.tree.leaves(small(*xs))
+    if not all(map(_close, full(masked), ours)):
+        raise CompactionError(_first(source, evaluator, small, masked, xs))
+    if gradients:
+        _gradients(tree, small, index, masked, xs)
+
+
+def random_inputs(source: Source) -> tuple[Any, ...]:
+    """Inputs of the network's shapes: normal numbers, small whole ones, keys."""
+    leaves, tree = jax.tree.flatten(source.inputs)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+
+    def draw(key: jax.Array, x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return key
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.random.normal(key, x.shape, x.dtype)
+        return jax.random.randint(key, x.shape, 0, 2).astype(x.dtype)
+
+    return tree.unflatten([draw(k, x) for k, x in zip(keys, leaves, strict=False)])
+
+
+def _close(one: Any, two: Any) -> bool:
+    one, two = np.asarray(one), np.asarray(two)
+    if one.shape != two.shape:
+        return False
+    if one.dtype.kind in "biu":
+        return bool((one == two).all())
+    tolerance = _TOLERANCE.get(str(one.dtype), 2e-2)
+    one, two = one.astype(np.float64), two.astype(np.float64)
+    same = np.isclose(one, two, rtol=0, atol=tolerance * _size(one), equal_nan=True)
+    return bool(same.all())
+
+
+def _size(x: np.ndarray) -> float:
+    finite = np.abs(x[np.isfinite(x)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _first(
+    source: Source, evaluator: Evaluator, small: Small, masked: list[Any], xs: Any
+) -> str:
+    """The first value that differs, in words."""
+    inputs = jax.tree.leaves(xs)
+    full = values_in(source.body, [*masked, *inputs])
+    held = jax.tree.leaves((small.params, small.state["user"]))
+    left = evaluator.values(*held, *inputs, added=small.state["folded"])
+    for step in source.body.steps:
+        for var in step.eqn.outvars:
+            if var not in left or is_literal(var):
+                continue
+            x = full[var]
+            for axis, places in enumerate(evaluator.kept(var)):
+                x = x if places is None else take(x, places, axis)
+            if not _close(x, left[var]):
+                return (
+                    f"the compacted network differs from the masked one first in "
+                    f"{step.name}{step.where}, of shape {list(x.shape)}: by "
+                    f"{_gap(x, left[var]):.2g} relative. Please report this; "
+                    "verify=False returns the network as it is"
+                )
+    return "the outputs of the compacted network differ from those of the masked one"
+
+
+def _gap(one: Any, two: Any) -> float:
+    one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
+    return float(np.abs(one - two).max() / max(_size(one), 1e-30))
+
+
+def _gradients(
+    tree: Any, small: Small, index: Index, masked: list[Any], xs: Any
+) -> None:
+    """The gradient of a random projection of the outputs."""
+    count = index.tree.num_leaves
+    params, rest = masked[:count], masked[count:]
+    weights = [
+        jax.random.normal(jax.random.key(i), y.shape)
+        for i, y in enumerate(jax.tree.leaves(small(*xs)))
+    ]
+
+    def project(ys: Any) -> Any:
+        pairs = zip(jax.tree.leaves(ys), weights, strict=True)
+        return sum(jnp.vdot(y, w.astype(y.dtype)) for y, w in pairs if _moves(y))
+
+    dense = jax.grad(lambda p: project(tree.unflatten([*p, *rest])(*xs)))(params)
+    ours = jax.grad(lambda p: project(small.replace(params=p)(*xs)))(small.params)
+    theirs = index.gather(index.tree.unflatten(dense))
+    named = jax.tree_util.tree_leaves_with_path(ours)
+    scale = max((_size(np.asarray(g)) for _, g in named if g.size), default=0.0)
+    for (path, g), h in zip(named, jax.tree.leaves(theirs), strict=True):
+        gap = float(np.abs(np.asarray(g) - np.asarray(h)).max()) if g.size else 0.0
+        if gap > 1e-3 * scale:
+            raise CompactionError(
+                f"the gradient of {jax.tree_util.keystr(path)} differs from that in "
+                f"the masked network by {gap:.2g} (the largest is {scale:.2g})"
+            )
+
+
+def _moves(y: Any) -> bool:
+    return jnp.issubdtype(y.dtype, jnp.floating)
