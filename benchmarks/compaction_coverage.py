@@ -3,11 +3,11 @@
     python benchmarks/compaction_coverage.py [--only NAME ...] [--again]
 
 Each network is measured in a process of its own and recorded when it is done; networks
-that are recorded are skipped, unless they failed. 30 percent of the units are removed by
-the l2 norm of their weights, and the compacted network is held against the masked one
-at two batch sizes. All arrays are random: kernels of variance 1 / fan-in, scales and
-variances around 1, biases and tables around 0, batch normalizations of Keras scaled to
-what reaches them; nothing is as it was initialized, no removed channel is silent.
+that are recorded are skipped, unless they failed. Of the units 30 percent are removed,
+by the l2 norm of their weights, and the compacted network is held against the masked
+one at two batch sizes. All arrays are random: kernels of variance 1 / fan-in, scales
+and variances around 1, biases and tables around 0; batch normalizations of Keras know
+the statistics of what reaches them. No removed channel is silent.
 
 How much the outputs vary over examples and over classes is recorded too, and how much
 the mask changes them: agreement of constants would show nothing.
@@ -20,6 +20,7 @@ one whole arcs too.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -80,6 +81,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
 
 DENSITY = 0.7
 BATCHES = (2, 3)
+EXAMPLES = 6  # of which normalizations of Keras take their statistics
 MASKS = 100
 SHARES = (0.1, 0.9)  # of a group's units, that a random mask removes
 BARS = {
@@ -108,19 +110,59 @@ def keras_net(name: str) -> Net:
     side, rng = tracing.SMALLEST.get(name, 32), np.random.default_rng(0)
     options = {"input_shape": (side, side, 3), "classes": 10}
     model = tracing.build(name, classifier_activation=None, **options)
-    x = tracing.image(model, rng)
-    values = tracing.settled(model, tracing.keras_values(model, rng), x)
-    subject = tracing.keras_subject(model, values, x)
+    values = settled(model, tracing.keras_values(model, rng), rng)
+    subject = tracing.keras_subject(model, values, images(model, 2, rng))
     begun = time.perf_counter()
     dag = subject.trace()
     seconds = time.perf_counter() - begun
-    return Net(dag, lambda batch, rng: (_images(model, batch, rng),), seconds)
+    return Net(dag, lambda batch, rng: (images(model, batch, rng),), seconds)
 
 
-def _images(model: Any, batch: int, rng: np.random.Generator) -> jax.Array:
-    """Images as the model takes them; `image` draws two at a time."""
+def images(model: Any, batch: int, rng: np.random.Generator) -> jax.Array:
+    """Images that differ in colors, contrast and coarse patterns, beside noise."""
     pairs = [tracing.image(model, rng) for _ in range(-(-batch // 2))]
-    return jnp.concatenate(pairs)[:batch]
+    noise = np.concatenate(pairs)[:batch]
+    side = noise.shape[1]
+    coarse = rng.standard_normal((batch, 3, 3, 3)).repeat(-(-side // 3), 1)
+    coarse = coarse.repeat(-(-side // 3), 2)[:, :side, :side]
+    color, contrast = rng.standard_normal((2, batch, 1, 1, 3))
+    x = (noise - noise.mean()) / noise.std() * contrast + color + coarse
+    return jnp.asarray(noise.mean() + noise.std() * x / 2, jnp.float32)
+
+
+def settled(model: Any, values: dict[str, Any], rng: Any) -> dict[str, jax.Array]:
+    """The values, with those statistics of normalizations that training would find.
+
+    Means and variances are those of what reaches a layer, up to their random tenth, and
+    kernels are scaled by the square root of two: else all images give the same output.
+    """
+    values = {
+        path: x * np.sqrt(2, dtype=x.dtype) if "kernel" in path else x
+        for path, x in values.items()
+    }
+    norms = [layer for layer in model.layers if hasattr(layer, "moving_variance")]
+    seen: dict[str, Any] = {}
+    for layer in norms:
+        layer.call = functools.partial(_normalize, layer, seen)
+    subject = tracing.keras_subject(model, values, images(model, EXAMPLES, rng))
+    with tracing.quick_compilation():
+        found = jax.jit(lambda *args: (subject.fn(*args), dict(seen))[1])(*subject.args)
+    for layer in norms:
+        del layer.call
+        mean, variance = found[layer.name]
+        deviation, path = variance**0.5, layer.moving_mean.path
+        values = values | {path: mean + deviation * values[path]}
+        values[layer.moving_variance.path] *= variance
+    return values
+
+
+def _normalize(layer: Any, seen: dict[str, Any], x: Any, **options: Any) -> Any:
+    """What a batch normalization does in training."""
+    others = tuple(range(x.ndim - 1))
+    mean, variance = x.mean(others), x.var(others) + 1e-6
+    seen[layer.name] = mean, variance
+    gamma = 1 if layer.gamma is None else layer.gamma.value
+    return (x - mean) * jax.lax.rsqrt(variance) * gamma + layer.beta.value
 
 
 def zoo_net(name: str) -> Net:

@@ -39,8 +39,8 @@ FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
-# The nets are torchvision's, but written out: its wheels load only with the build of
-# torch that they were made for.
+# The nets are torchvision's, but written out: its wheels load only next to the build
+# of torch that they were made for.
 RESNETS = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
 TOLERANCE = 0.02  # of the kept share of the MACs
 
@@ -226,9 +226,9 @@ def versions(ask: Ask) -> Ask:
     # other load; there GOMP_SPINCOUNT=1000 or OMP_WAIT_POLICY=PASSIVE helps.
     openmp = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_"))}
     return {
-        # tp.__version__ of 1.6.1 says 1.6.0
         "python": sys.version.split()[0],
         "torch": torch.__version__,
+        # as tp.__version__ of 1.6.1 says 1.6.0
         "torch_pruning": metadata.version("torch-pruning"),
         "threads": torch.get_num_threads(),
         "openmp": openmp,

@@ -62,8 +62,8 @@ def compact(
         {'bias': (4,), 'kernel': (4, 4)}
     """
     source = source_of(net)
-    leaves, masked, live = settled(net, mask, source)
-    cutting, folded, keeps = _cut(net, source, live, masked)
+    leaves, flat, live = settled(net, mask, source)
+    cutting, folded, keeps = _cut(net, source, live, leaves, flat)
     params, state = _parts(
         net, [gather(x, k) for x, k in zip(leaves, keeps, strict=True)]
     )
@@ -72,21 +72,25 @@ def compact(
     shapes = tuple(np.shape(x) for x in leaves[:count])
     index = Index(jax.tree.structure(net.params), shapes, keeps[:count])
     if verify:
-        check(net, small, index, masked, gradients=verify == "gradients")
+        check(net, small, index, masked(leaves, flat), gradients=verify == "gradients")
     moved = None if opt_state is None else index.gather(opt_state)
     return Compacted(small, index, moved)
 
 
 def settled(net: Any, mask: Any, source: Source) -> tuple[Any, Any, Liveness]:
-    """The leaves, the masked leaves, and what can go."""
+    """The leaves, the masks of the parameters among them, and what can go."""
     flat = mask_leaves(net, mask)
     leaves = jax.tree.leaves((net.params, net.state))
+    return leaves, flat, liveness(source.channels, leaves, flat)
+
+
+def masked(leaves: list[Any], flat: list[Any]) -> list[Any]:
+    """The leaves with zeros where their masks are False."""
     spare = [None] * (len(leaves) - len(flat))
-    masked = [
+    return [
         x if m is None else jnp.where(m, x, jnp.zeros_like(x))
         for m, x in zip([*flat, *spare], leaves, strict=True)
     ]
-    return leaves, masked, liveness(source.channels, leaves, flat)
 
 
 def mask_leaves(net: Any, mask: Any) -> list[Any]:
@@ -120,13 +124,13 @@ def _parts(net: Any, leaves: list[Any]) -> tuple[Any, Any]:
     return tree.unflatten(leaves)
 
 
-def _cut(net: Any, source: Source, live: Liveness, masked: Any) -> Any:
+def _cut(net: Any, source: Source, live: Liveness, leaves: Any, flat: Any) -> Any:
     channels = source.channels
     kept = channels.kept(live.removed)
-    count = len(masked)
-    keeps = tuple(kept(v) for v in source.body.invars[:count])
+    keeps = tuple(kept(v) for v in source.body.invars[: len(leaves)])
     steps = folds(channels, live.known, kept)
-    folded = constants(source, live.known, kept, masked, steps)
+    full = masked(leaves, flat) if steps else leaves
+    folded = constants(source, live.known, kept, full, steps)
     cutting = Cutting(
         jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
         keeps, live.facts, len(steps),

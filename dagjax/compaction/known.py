@@ -198,7 +198,7 @@ class Known:
 
     def _combined(self, step: Step, axis: int, columns: list[Array]) -> Array:
         """The facts of slices from the facts of the operands' slices."""
-        keys, back = np.unique(np.stack(columns), axis=1, return_inverse=True)
+        keys, back = _kinds(columns, len(self.table.values) + 1)
         columns, table = [*keys], self.table
         found = np.zeros(keys.shape[1], int)
         named = np.stack([c >= 0 for c in columns])
@@ -219,7 +219,7 @@ class Known:
         elif step.name == "select_n":
             same = (keys[1:] == keys[1]).all(0) & constant[1]
             found[same] = keys[1][same]
-        return found[back.ravel()]
+        return found[back]
 
     def _evaluated(self, step: Step, columns: list[Array]) -> list[int]:
         """What a primitive makes of constants."""
@@ -471,6 +471,15 @@ class Known:
             self._run(step.bodies[0], [*tests, *carry])
         ys = [Fact((None, *f.axes), f.whole) for f in made[len(carry) :]]
         return [*carry, *map(self._certain, ys)]
+
+
+def _kinds(columns: list[Array], count: int) -> tuple[Array, Array]:
+    """The different columns of facts below `count`, and where each of them stands."""
+    code = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        code = code * (count + 1) + column + 1
+    _, first, back = np.unique(code, return_index=True, return_inverse=True)
+    return np.stack([column[first] for column in columns]), back
 
 
 def _equal(one: Fact, two: Fact) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction import cost_model
@@ -211,7 +210,7 @@ def unit_scores(
                 f"no score {scores!r}; by name there are {', '.join(_REDUCTIONS)}, and "
                 "dj.scores has others, as trees like net.params"
             )
-        reduce, scores = scores, jax.tree.map(jnp.abs, net.params)
+        reduce, scores = scores, net.params
     if isinstance(scores, Mapping) and scores and {*scores} <= {*found.groups}:
         given = {k: np.asarray(v, float) for k, v in scores.items()}
         return {k: _checked(k, v, found) for k, v in given.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,20 +43,25 @@ class Group:
     Args:
         name: After the parameter that writes them.
         size: How many there are.
-        members: Where they lie.
         level: The number of contractions on the way to them.
         flops: `[size]`, operations that go with a unit, at the source's input shapes.
         params: `[size]`, parameters that go with a unit.
         classes: `[size]`, their classes of labels; of arcs their names.
+        where: Finds their members.
     """
 
     name: str
     size: int
-    members: tuple[Member, ...]
     level: int
     flops: Array
     params: Array
     classes: Any
+    where: Callable[[], tuple[Member, ...]]
+
+    @functools.cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Where they lie in the parameters."""
+        return self.where()
 
     def __repr__(self) -> str:
         return f"Group({self.name!r}: {self.size} units, level {self.level})"
@@ -242,12 +247,14 @@ def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Gro
     flops, params = (cost_model.spread(channels, t.saved(nothing)) for t in terms)
     levels = _levels(source)
     found: dict[str, Group] = {}
-    for members in sorted(_alike(channels, ends), key=lambda m: int(levels[m].min())):
-        where = _members(channels, ends, members, paths)
-        name = _unique(_name(where), where, found)
+    for classes_of in sorted(
+        _alike(channels, ends), key=lambda m: int(levels[m].min())
+    ):
+        name = _unique(_name(_ends_of(channels, ends, classes_of[0], paths)), found)
         found[name] = Group(
-            name, len(members), where, int(levels[members].min()),
-            flops[members], params[members], members,
+            name, len(classes_of), int(levels[classes_of].min()),
+            flops[classes_of], params[classes_of], classes_of,
+            functools.partial(_members, channels, ends, classes_of, paths),
         )  # fmt: skip
     return found
 
@@ -305,24 +312,29 @@ def _sorted(owner: Array, count: int) -> tuple[Array, ...]:
     return tuple(order[a:b] for a, b in itertools.pairwise(edges))
 
 
-def _name(members: Iterable[Member]) -> str:
-    """The parameter that writes the units: its last axis, or else the first one."""
-    members = [*members]
-    ranked = sorted(members, key=lambda m: -(m.axis or 0))
-    kernels = [m for m in ranked if (m.axis or 0) > 0] or members
-    path = kernels[0].path if kernels else "unit"
-    return path.rsplit("/", 1)[0] if "/" in path else path
+def _ends_of(channels: Any, ends: Any, chosen: int, paths: Any) -> list[Any]:
+    """`(path, axis)` where a class lies, directly or in a product."""
+    classes = channels.classes
+    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
+    mine = np.zeros(classes.count, bool)
+    mine[chosen] = True
+    mine[flat[(factors == chosen).any(1)]] = True
+    return [(paths[leaf], axis) for leaf, axis, of in ends if mine[of].any()]
 
 
-def _unique(name: str, members: Any, taken: Any) -> str:
-    if name not in taken:
-        return name
-    axes = {m.axis for m in members if m.path.startswith(name)}
-    named = f"{name}[{min(axes - {None}, default=0)}]"
-    number = 2
-    while named in taken:
-        named, number = f"{name}#{number}", number + 1
-    return named
+def _name(ends: list[tuple[str, int]]) -> tuple[str, int]:
+    """The parameter that writes the units, by its last axis, and the axis."""
+    path, axis = max(ends, key=lambda end: end[1])
+    return (path.rsplit("/", 1)[0] if "/" in path else path), axis
+
+
+def _unique(named: tuple[str, int], taken: Any) -> str:
+    """A name that no group has: with its axis, then with a number."""
+    name, axis = named
+    tries = itertools.chain(
+        [name, f"{name}[{axis}]"], (f"{name}[{axis}]#{i}" for i in itertools.count(2))
+    )
+    return next(t for t in tries if t not in taken)
 
 
 def _levels(source: Source) -> Array:
@@ -375,14 +387,14 @@ def _arc_group(whole: Units) -> dict[str, Group]:
         nothing = np.zeros(whole.source.channels.classes.count, bool)
         own = whole.terms[1].values(nothing)[list(whole.arcs[arc])].sum()
         costs.append((whole.terms[0].values(nothing)[~alive].sum(), own))
-    members = tuple(
+    where = lambda: tuple(
         Member(whole.paths[i], None, ())
         for places in whole.arcs.values()
         for i in places
     )
     saved, entries = np.array(costs, float).T
     names = (*whole.arcs,)
-    return {ARCS: Group(ARCS, len(names), members, 0, saved, entries, names)}
+    return {ARCS: Group(ARCS, len(names), 0, saved, entries, names, where)}
 
 
 # --- text -----------------------------------------------------------------------------
