@@ -473,9 +473,16 @@ def cut_like(fn: Any, ends: Sequence[End]) -> Evaluator:
     channels = Channels(body, len(body.invars), outputs=False)
     keeps = {v: end.kept for v, end in zip(body.invars, ends, strict=True)}
     removed, table = channels.removed(keeps), Table()
-    given = [Fact(tuple(map(table.constants, end.values))) for end in ends]
+    given = [Fact(tuple(_facts(table, v) for v in end.values)) for end in ends]
     known = Known(channels, given, fact_of, table)
     return Evaluator(channels, channels.kept(removed), known)
+
+
+def _facts(table: Table, values: Array | None) -> Array | None:
+    """Constants; of all other slices nothing is known."""
+    if values is None:
+        return None
+    return np.where(np.isnan(values), UNKNOWN, table.constants(values))
 
 
 def _is_inexact(atom: Any) -> bool:

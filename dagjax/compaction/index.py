@@ -113,7 +113,7 @@ def gather(x: Any, keep: tuple[Array | None, ...]) -> Any:
     places = [
         np.arange(n) if k is None else k for n, k in zip(x.shape, keep, strict=True)
     ]
-    return jnp.asarray(np.asarray(x)[np.ix_(*places)])
+    return jax.device_put(np.asarray(x)[np.ix_(*places)])  # compiles nothing
 
 
 def scatter(x: Any, keep: Any, shape: tuple[int, ...], fill: float) -> Any:

@@ -295,7 +295,7 @@ class Known:
         whole = FIXED if UNKNOWN not in wholes else UNKNOWN
         if len(wholes) == 1 and step.eqn.invars:
             (only,) = wholes
-            whole = only if only == ZERO else self._surviving(step, only)
+            whole = self._surviving(step, only)
         return [
             Fact(
                 tuple(self._wired(step, facts, d, w) for d, w in enumerate(axes)), whole
@@ -338,7 +338,11 @@ class Known:
 
     def _surviving(self, step: Step, fact: int) -> int:
         """What is left of a fact in a primitive that mixes the entries of a slice."""
-        if fact in (UNKNOWN, FIXED, ZERO) and step.name != "cumlogsumexp":
+        if fact in (UNKNOWN, FIXED):
+            return fact
+        if step.name in ("cumlogsumexp", "top_k"):  # whose second output are places
+            return FIXED
+        if fact == ZERO:
             return fact
         summing = "sum" in step.name or "prod" in step.name or "exp" in step.name
         exact = not summing and not step.name.startswith("arg")

@@ -134,7 +134,9 @@ def folds(channels: Channels, known: Known, kept: Any) -> list[Step]:
     return [
         step
         for step in reversed(needed(channels, known)[0])
-        if channels.is_outermost(step) and len(added(channels, known, kept, step))
+        if channels.is_outermost(step)
+        and len(added(channels, known, kept, step))
+        and not any(k is not None and not len(k) for k in kept(step.eqn.outvars[0]))
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.compact import settled
@@ -49,5 +48,5 @@ def trim(net: Any, mask: Any) -> Any:
         for axis, of in enumerate(source.channels.classes_at(var)):
             shape = [-1 if d == axis else 1 for d in range(alive.ndim)]
             alive = alive & ~dead[of].reshape(shape)
-        new.append(jnp.asarray(alive))
+        new.append(jax.device_put(alive))
     return jax.tree.structure(net.params).unflatten(new)

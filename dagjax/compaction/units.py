@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction import cost_model
@@ -111,7 +110,7 @@ class Units(Mapping[str, Group]):
         gone, arcs = self._gone(kept)
         whole = {place for arc in arcs for place in self.arcs[arc]}
         masks = [
-            jnp.zeros(var.aval.shape, bool) if i in whole else self._leaf(var, gone)
+            self._leaf(var, gone, i not in whole)
             for i, var in enumerate(self.source.body.invars[: len(self.paths)])
         ]
         return self.tree.unflatten(masks)
@@ -120,7 +119,7 @@ class Units(Mapping[str, Group]):
         """Operations and parameters of the network that keeps these units."""
         gone, arcs = self._gone(kept)
         flops, params = self.terms
-        alive = np.array([self._owner(step) not in arcs for step in flops.steps], bool)
+        alive = np.array([arc not in arcs for arc in self._arcs_of_terms], bool)
         whole = [place for arc in arcs for place in self.arcs[arc]]
         own = params.values(gone)
         return float(flops.values(gone)[alive].sum()), float(
@@ -149,13 +148,13 @@ class Units(Mapping[str, Group]):
                 gone[group.classes[leaves]] = True
         return classes.close(gone), arcs
 
-    def _leaf(self, var: Any, gone: Array) -> Any:
-        mask = np.ones(var.aval.shape, bool)
+    def _leaf(self, var: Any, gone: Array, stays: bool) -> Any:
+        mask = np.full(var.aval.shape, stays)
         for axis, of in enumerate(self.source.channels.classes_at(var)):
             if gone[of].any():
                 shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
                 mask &= ~gone[of].reshape(shape)
-        return jnp.asarray(mask)
+        return jax.device_put(mask)  # compiles nothing
 
     @functools.cached_property
     def _owners(self) -> dict[Any, set[int]]:
@@ -171,6 +170,10 @@ class Units(Mapping[str, Group]):
     @functools.cached_property
     def _arc_of(self) -> dict[int, str]:
         return {place: arc for arc, places in self.arcs.items() for place in places}
+
+    @functools.cached_property
+    def _arcs_of_terms(self) -> list[str | None]:
+        return [self._owner(step) for step in self.terms[0].steps]
 
     def _owner(self, step: Any) -> str | None:
         """The arc whose parameters a contraction reads."""
@@ -383,7 +386,7 @@ def _arcs(net: Any) -> dict[str, tuple[int, ...]]:
 def _arc_group(whole: Units) -> dict[str, Group]:
     costs = []
     for arc in whole.arcs:
-        alive = np.array([whole._owner(s) != arc for s in whole.terms[0].steps], bool)
+        alive = np.array([a != arc for a in whole._arcs_of_terms], bool)
         nothing = np.zeros(whole.source.channels.classes.count, bool)
         own = whole.terms[1].values(nothing)[list(whole.arcs[arc])].sum()
         costs.append((whole.terms[0].values(nothing)[~alive].sum(), own))

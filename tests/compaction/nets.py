@@ -32,7 +32,7 @@ def filled(shapes: Any, seed: int = 0) -> Any:
 
     def draw(path: Any, leaf: Any) -> Any:
         shape = leaf if isinstance(leaf, tuple) else leaf.shape
-        name = jax.tree_util.keystr(path[-1:])
+        name = jax.tree_util.keystr(path[-2:])
         value = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]) or 1)
         if "var" in name or "scale" in name:
             value = rng.uniform(0.5, 1.5, shape)
