@@ -10,9 +10,15 @@ import numpy as np
 
 from dagjax.compaction.labels import Array, Classes, Labels
 from dagjax.compaction.program import CALLS, Body, Step, is_literal
-from dagjax.compaction.wiring import Joined, New, Pinned, Ref, Same, Wiring, wiring
+from dagjax.compaction.wiring import NEW, Joined, New, Pinned, Ref, Same, Wiring, wiring
 
 Axes = tuple[Array, ...]  # labels, axis by axis
+# Whose pinned outputs are positions, of which nobody asks why.
+_SPATIAL = frozenset(
+    """
+    conv_general_dilated reduce_window_sum reduce_window_max reduce_window_min
+    """.split()
+)
 
 
 class CompactionError(ValueError):
@@ -40,12 +46,19 @@ class Channels:
         body: The program.
         free: How many of its arguments may be cut; the others hold data.
         outputs: Whether its outputs are to stay whole.
+        coupled: Whether the features of a kernel go only with the channels that they
+            make or read. If not, such contractions are in `loose`, with the operand
+            that is the kernel.
 
     `at[value]` holds the labels of its axes, `wires[step]` its wiring.
     """
 
-    def __init__(self, body: Body, free: int, outputs: bool = True):
+    def __init__(
+        self, body: Body, free: int, outputs: bool = True, coupled: bool = True
+    ):
         self.body, self.free, self.labels = body, free, Labels()
+        self.coupled, self.loose = coupled, {}
+        self._own = {*body.invars[:free]}
         self.at: dict[Any, Axes] = {}
         self.wires: dict[Step, Wiring] = {}
         for var in body.invars:
@@ -137,6 +150,8 @@ class Channels:
         for var in body.consts:
             self.at[var] = self._fresh(var)
         for step in body.steps:
+            if step.reads and self._own.issuperset(step.reads):
+                self._own.update(step.eqn.outvars)
             if step.bodies:
                 self._call(step)
             else:
@@ -151,23 +166,38 @@ class Channels:
         else:
             reason = Reason(f"{step.name} mixes this axis", step)
         operands = [self._of(atom) for atom in step.eqn.invars]
+        kernel = self._kernel(step, wires)
         for var, axes in zip(step.eqn.outvars, wires.outputs, strict=True):
             self.at[var] = tuple(
-                self._wired(wire, operands, n)
+                self._wired(step, NEW if _is_of(wire, kernel) else wire, operands, n)
                 for wire, n in zip(axes, var.aval.shape, strict=True)
             )
         for operand, axis in wires.pinned:
             self.labels.pin(operands[operand][axis], reason)
-        for (i, a), (j, b) in wires.contracted:
+        for (i, a), (j, b) in wires.contracted if kernel is None else ():
             self.labels.unify(operands[i][a], operands[j][b])
         self._related(step, wires, operands)
+
+    def _kernel(self, step: Step, wires: Wiring) -> int | None:
+        """The operand that is made of parameters alone, if its ties are to be loose."""
+        if self.coupled or not wires.contracted or not self.is_outermost(step):
+            return None
+        own = [i for i, v in enumerate(step.eqn.invars) if v in self._own]
+        if len(own) == 1:
+            self.loose[step] = own[0]
+        return own[0] if len(own) == 1 else None
 
     def _of(self, atom: Any) -> Axes:
         return () if is_literal(atom) else self.at[atom]
 
-    def _wired(self, wire: Any, operands: list[Axes], size: int) -> Array:
-        if size == 1 or isinstance(wire, Pinned):
+    def _wired(self, step: Step, wire: Any, operands: list[Axes], size: int) -> Array:
+        if size == 1 and isinstance(wire, Joined):  # what one entry is taken of stays
+            taken = Reason("one index of this axis is taken alone", step)
+            self.labels.pin(self._joined(wire, operands), taken)
+        if size == 1 or (isinstance(wire, Pinned) and step.name in _SPATIAL):
             return np.zeros(size, np.int64)
+        if isinstance(wire, Pinned):
+            return self._pinned(step, size)
         if isinstance(wire, New) or (isinstance(wire, Same) and not wire.sources):
             return self.labels.fresh(size)
         if isinstance(wire, Joined):
@@ -176,6 +206,12 @@ class Channels:
         for other in rest:
             self.labels.unify(first, other)
         return first
+
+    def _pinned(self, step: Step, size: int) -> Array:
+        """Labels of a new axis that cannot be cut, so that messages find the step."""
+        labels = self.labels.fresh(size)
+        self.labels.pin(labels, Reason(f"{step.name} makes this axis", step))
+        return labels
 
     def _joined(self, wire: Joined, operands: list[Axes]) -> Array:
         parts = [
@@ -271,6 +307,12 @@ class Channels:
         for one, atom in zip(carries, body.outvars, strict=True):
             self._unify(one, self._of(atom))
         self._deliver(step, carries)
+
+
+def _is_of(wire: Any, operand: int | None) -> bool:
+    """Whether a wire comes from one operand alone."""
+    sources = wire.sources if isinstance(wire, Same) else ()
+    return operand is not None and {i for i, _ in sources} == {operand}
 
 
 class ScanParts(NamedTuple):

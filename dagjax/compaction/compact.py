@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels import CompactionError
-from dagjax.compaction.index import Index, gather
+from dagjax.compaction.index import Index, gather, gather_host
 from dagjax.compaction.liveness import Liveness, liveness
+from dagjax.compaction.refusals import refuse_random, refuse_training
 from dagjax.compaction.small import Cutting, Small, constants, folds
 from dagjax.compaction.source import Source, shape_of, source_of
 from dagjax.compaction.verify import verify as check
@@ -37,6 +38,7 @@ def compact(
     opt_state: Any = None,
     *,
     verify: bool | Literal["gradients"] = True,
+    coupled: bool = True,
 ) -> Compacted:
     """Cut out of a network what its mask makes dead, exactly.
 
@@ -49,8 +51,14 @@ def compact(
         verify: Compare the outputs with those of the masked network on random inputs,
             two forward passes; "gradients" compares those of what is left too.
 
+        coupled: Cut a feature of a kernel only with the channel that it makes or reads.
+            False: cut it wherever the kernel is zero there, and bring channels together
+            by index maps (gather before, scatter after); worth it where the branches of
+            a sum keep different channels.
+
     Raises:
-        CompactionError: If the outputs differ, or the mask does not fit.
+        CompactionError: If the outputs differ, the mask does not fit, or the network
+            was traced in training mode.
 
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
@@ -61,12 +69,14 @@ def compact(
         >>> jax.tree.map(jnp.shape, small.params["Dense"])
         {'bias': (4,), 'kernel': (4, 4)}
     """
+    refuse_training(net)
     source = source_of(net)
-    leaves, flat, live = settled(net, mask, source)
-    cutting, folded, keeps = _cut(net, source, live, leaves, flat)
-    params, state = _parts(
-        net, [gather(x, k) for x, k in zip(leaves, keeps, strict=True)]
-    )
+    leaves, flat, live = settled(net, mask, source, coupled)
+    refuse_random(source, flat)
+    cutting, folded, keeps = _cut(net, source, live, leaves, flat, coupled)
+    spare = [None] * (len(leaves) - len(flat))
+    rows = zip(leaves, [*flat, *spare], keeps, strict=True)
+    params, state = _parts(net, [_left(x, m, k) for x, m, k in rows])
     small = Small(cutting, params, {"user": state, "folded": folded})
     count = len(jax.tree.leaves(net.params))
     shapes = tuple(np.shape(x) for x in leaves[:count])
@@ -77,11 +87,21 @@ def compact(
     return Compacted(small, index, moved)
 
 
-def settled(net: Any, mask: Any, source: Source) -> tuple[Any, Any, Liveness]:
+def _left(x: Any, m: Any, keep: Any) -> Any:
+    """The kept entries of a leaf; zero where a mask says so within them."""
+    part = gather(x, keep)
+    if m is None or (held := gather_host(m, keep)).all():
+        return part
+    return jax.device_put(np.where(held, np.asarray(part), np.zeros((), part.dtype)))
+
+
+def settled(
+    net: Any, mask: Any, source: Source, coupled: bool = True
+) -> tuple[Any, Any, Liveness]:
     """The leaves, the masks of the parameters among them, and what can go."""
     flat = mask_leaves(net, mask)
     leaves = jax.tree.leaves((net.params, net.state))
-    return leaves, flat, liveness(source.channels, leaves, flat)
+    return leaves, flat, liveness(source.channels_of(coupled), leaves, flat)
 
 
 def masked(leaves: list[Any], flat: list[Any]) -> list[Any]:
@@ -124,8 +144,10 @@ def _parts(net: Any, leaves: list[Any]) -> tuple[Any, Any]:
     return tree.unflatten(leaves)
 
 
-def _cut(net: Any, source: Source, live: Liveness, leaves: Any, flat: Any) -> Any:
-    channels = source.channels
+def _cut(
+    net: Any, source: Source, live: Liveness, leaves: Any, flat: Any, coupled: bool
+) -> Any:
+    channels = source.channels_of(coupled)
     kept = channels.kept(live.removed)
     keeps = tuple(kept(v) for v in source.body.invars[: len(leaves)])
     steps = folds(channels, live.known, kept)
@@ -133,7 +155,7 @@ def _cut(net: Any, source: Source, live: Liveness, leaves: Any, flat: Any) -> An
     folded = constants(source, live.known, kept, full, steps)
     cutting = Cutting(
         jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
-        keeps, live.facts, len(steps),
+        keeps, live.facts, len(steps), len(flat), coupled,
     )  # fmt: skip
     cutting.remember(source, live.known)
     whole = len(jax.tree.leaves(net.params))

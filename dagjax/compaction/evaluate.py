@@ -108,6 +108,11 @@ class Evaluator:
     def _is_empty(self, step: Step) -> bool:
         wires, atoms = self.channels.wires[step], step.eqn.invars
         ends = [end for pair in wires.contracted for end in pair] + [*wires.reduced]
+        if step in self.channels.loose and any(
+            not np.isin(*(self._present(atoms[i], a) for i, a in pair)).any()
+            for pair in wires.contracted
+        ):
+            return True
         if step.name == "conv_general_dilated":
             ends += [(0, step.eqn.params["dimension_numbers"].lhs_spec[1])]
             if 0 in self.size(atoms[0]) or 0 in self.size(atoms[1]):
@@ -214,9 +219,25 @@ class Evaluator:
         (out,) = step.eqn.outvars
         if self._is_empty(step):
             y = jnp.zeros(self.size(out), out.aval.dtype)
+        elif step in self.channels.loose:
+            y = self._mapped(step, [_read(env, atom) for atom in step.eqn.invars])
         else:
             y = contract(step, [_read(env, atom) for atom in step.eqn.invars])
         return y + env[step].astype(y.dtype) if step in env else y
+
+    def _mapped(self, step: Step, values: list[Any]) -> Any:
+        """A contraction whose kernel keeps other channels than its neighbours."""
+        wires = self.channels.wires[step]
+        for (i, a), (j, b) in wires.contracted:
+            one, two = (
+                self._present(step.eqn.invars[k], d) for k, d in ((i, a), (j, b))
+            )
+            values[i] = take(values[i], np.flatnonzero(np.isin(one, two)), a)
+            values[j] = take(values[j], np.flatnonzero(np.isin(two, one)), b)
+        return expanded(self.channels, self.kept, step, contract(step, values))
+
+    def _present(self, var: Any, axis: int) -> Array:
+        return present(self.kept, var, axis)
 
     def _reduction(self, step: Step, env: Env) -> Any:
         """The removed slices of one kind count together."""
@@ -370,6 +391,36 @@ def take(x: Any, places: Array, axis: int) -> Any:
     if n and (np.diff(places) == 1).all():
         return lax.slice_in_dim(x, int(places[0]), int(places[-1]) + 1, axis=axis)
     return jnp.take(x, places, axis=axis, unique_indices=True, mode="clip")
+
+
+def present(kept: Kept, var: Any, axis: int) -> Array:
+    """The indices of an axis that are kept."""
+    places = kept(var)[axis]
+    return np.arange(var.aval.shape[axis]) if places is None else places
+
+
+def expanded(channels: Channels, kept: Kept, step: Step, y: Any) -> Any:
+    """What a loose kernel makes, at its places in the result."""
+    (out,) = step.eqn.outvars
+    for axis, wire in enumerate(channels.wires[step].outputs[0]):
+        if isinstance(wire, Same):
+            (operand, source), *_ = wire.sources
+            made = present(kept, step.eqn.invars[operand], source)
+            y = spread(y, made, present(kept, out, axis), axis)
+    return y
+
+
+def spread(y: Any, made: Array, wanted: Array, axis: int) -> Any:
+    """Entries `made` along an axis at the places `wanted`, zero where not made."""
+    if np.array_equal(made, wanted):
+        return y
+    here = np.searchsorted(made, wanted)
+    here = np.where(np.isin(wanted, made), here, len(made))
+    zero = jnp.zeros_like(lax.slice_in_dim(y, 0, 1, axis=axis)) if len(made) else None
+    if zero is None:
+        shape = [len(wanted) if d == axis else n for d, n in enumerate(y.shape)]
+        return jnp.zeros(shape, y.dtype)
+    return jnp.take(jnp.concatenate([y, zero], axis), here, axis=axis, mode="clip")
 
 
 def bind(eqn: Any, values: Sequence[Any], **changes: Any) -> Any:

@@ -110,10 +110,18 @@ def gather(x: Any, keep: tuple[Array | None, ...]) -> Any:
         for axis, places in enumerate(keep):
             x = x if places is None else jnp.take(x, places, axis=axis)
         return x
+    return jax.device_put(gather_host(x, keep))  # compiles nothing
+
+
+def gather_host(x: Any, keep: tuple[Array | None, ...]) -> Array:
+    """The kept entries, on the host."""
+    x = np.asarray(x)
+    if all(k is None for k in keep):
+        return x
     places = [
         np.arange(n) if k is None else k for n, k in zip(x.shape, keep, strict=True)
     ]
-    return jax.device_put(np.asarray(x)[np.ix_(*places)])  # compiles nothing
+    return x[np.ix_(*places)]
 
 
 def scatter(x: Any, keep: Any, shape: tuple[int, ...], fill: float) -> Any:

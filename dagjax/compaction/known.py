@@ -62,10 +62,11 @@ class Table:
         return self._number(float(value), value)
 
     def constants(self, values: Array | None) -> Array | None:
-        """The facts of slices that equal numbers; FIXED where there is NaN."""
+        """The facts of slices that equal numbers: NaN is FIXED, infinity UNKNOWN."""
         if values is None:
             return None
-        return np.array([self.constant(v) for v in values.tolist()], int)
+        number = lambda v: UNKNOWN if math.isinf(v) else self.constant(v)
+        return np.array([number(v) for v in values.tolist()], int)
 
     def expression(self, step: Step, axis: int, operands: Sequence[int]) -> int:
         """The fact that a slice is what a step makes of facts."""

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels import Channels
-from dagjax.compaction.known import FIXED, ZERO, Fact, Known, Table, fact_of
+from dagjax.compaction.known import FIXED, UNKNOWN, ZERO, Fact, Known, Table, fact_of
 from dagjax.compaction.labels import Array
 from dagjax.compaction.program import Step, is_literal
+from dagjax.compaction.wiring import Same
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,8 +30,8 @@ class Liveness:
     Args:
         removed: `[classes]`.
         folded: `[classes]`, those of them that still emit a constant: zombies.
-        facts: For each leaf and axis the constants that its slices are, NaN where
-            nothing is known.
+        facts: For each leaf and axis the constants that its slices are; NaN where they
+            are fixed, infinity where they may be trained.
         known: The facts of all values.
         unread: Places of leaves that nothing needs.
         live: For each leaf which entries are alive, None where all are.
@@ -71,10 +72,7 @@ class _Problem:
         self.axes = [[self.classes.of[a] for a in channels.at[v]] for v in ends]
         spare = [None] * (len(leaves) - len(masks))
         self.masks = [*masks, *spare]
-        touched = np.zeros(self.classes.count, bool)
-        for of in (of for axes in self.axes[: len(masks)] for of in axes):
-            touched[of] = True
-        self.units = self.classes.atoms() & self.classes.spoil(touched)
+        self.prunable, self.units = len(masks), units_of(channels, len(masks))
         self.silent = np.zeros(self.classes.count, bool)
 
     def solve(self, constants: bool) -> Liveness:
@@ -97,22 +95,29 @@ class _Problem:
         facts = [
             self._facts(place, alive, constants) for place, alive in enumerate(slices)
         ]
-        known = known_of(self.channels, facts)
-        steps, reads = needed(self.channels, known)
-        removed, folded = self._removable(known, steps)
-        if constants:  # of what stays nothing is known: it may be trained
-            facts = [
-                tuple(
-                    np.where(removed[of] | (f == 0), f, np.nan)
-                    for f, of in zip(fact, axes, strict=True)
-                )
-                for fact, axes in zip(facts, self.axes, strict=True)
-            ]
-            known = known_of(self.channels, facts)
-            steps, reads = needed(self.channels, known)
+        known, reads, removed, folded = self._found(facts)
+        while constants or folded.any():  # what stays may be trained: it is not fixed
+            facts = [self._frozen(i, f, removed) for i, f in enumerate(facts)]
+            before = removed
+            known, reads, removed, folded = self._found(facts)
+            if (removed == before).all():
+                break
         inputs = self.channels.body.invars[: len(self.leaves)]
         unread = frozenset(i for i, v in enumerate(inputs) if v not in reads)
         return Liveness(removed, folded, facts, known, unread, live)
+
+    def _found(self, facts: Any) -> Any:
+        known = known_of(self.channels, facts)
+        steps, reads = needed(self.channels, known)
+        return known, reads, *removable(self.channels, known, steps, self.units)
+
+    def _frozen(self, place: int, facts: Any, removed: Array) -> tuple[Array, ...]:
+        """The facts that hold while the parameters that stay are trained."""
+        other = np.inf if place < self.prunable else np.nan
+        return tuple(
+            np.where(removed[of] | (f == 0), f, other)
+            for f, of in zip(facts, self.axes[place], strict=True)
+        )
 
     def _facts(self, place: int, alive: Any, constants: bool) -> tuple[Array, ...]:
         facts = tuple(np.where(a, np.nan, 0.0) for a in alive)
@@ -122,14 +127,76 @@ class _Problem:
             facts[0][chosen] = np.asarray(x)[chosen].astype(np.float64)
         return facts
 
-    def _removable(self, known: Known, steps: list[Step]) -> tuple[Array, Array]:
-        bad, folded = np.zeros((2, self.classes.count), bool)
-        for step in steps:
-            for labels, fine, folds in consumed(self.channels, known, step):
-                bad[self.classes.of[labels[~fine]]] = True
-                folded[self.classes.of[labels[folds]]] = True
-        removed = self.classes.close(self.units & ~self.classes.spoil(bad))
-        return removed, removed & self.classes.spoil(folded)
+
+def units_of(channels: Channels, count: int) -> Array:
+    """`[classes]`: what may go at all: indices of parameters, or products of them.
+
+    Args:
+        channels: The program.
+        count: How many of its arguments are parameters.
+    """
+    classes = channels.classes
+    touched = np.full(classes.count, not channels.coupled)
+    for var in channels.body.invars[:count]:
+        for labels in channels.at[var]:
+            touched[classes.of[labels]] = True
+    return classes.atoms() & classes.spoil(touched)
+
+
+def removable(
+    channels: Channels, known: Known, steps: Sequence[Step], units: Array
+) -> tuple[Array, Array]:
+    """`[classes]`: what can go, and what of it must be folded as a constant."""
+    classes = channels.classes
+    bad, folded = np.zeros((2, classes.count), bool)
+    loose = np.zeros(classes.count, bool)  # ties of kernels: they go with channels
+    for step in steps:
+        for labels, fine, folds in consumed(channels, known, step):
+            bad[classes.of[labels[~fine]]] = True
+            folded[classes.of[labels[folds]]] = True
+        for own, fine, _ in ties(channels, known, step):
+            loose[classes.of[own[~fine]]] = True
+    removed = classes.close(units & ~classes.spoil(bad | loose))
+    if channels.loose:
+        removed = _with_channels(
+            channels, known, steps, units & ~classes.spoil(bad), removed
+        )
+    folded = classes.spoil(folded)
+    for step in steps:
+        for own, _, data in ties(channels, known, step):
+            folded[classes.of[own[folded[classes.of[data]]]]] = True
+    return removed, removed & folded
+
+
+def _with_channels(
+    channels: Channels, known: Known, steps: Any, units: Array, removed: Array
+) -> Array:
+    """Features of kernels whose channels are gone go too."""
+    classes = channels.classes
+    bad = np.zeros(classes.count, bool)
+    for step in steps:
+        for own, fine, data in ties(channels, known, step):
+            bad[classes.of[own[~(fine | removed[classes.of[data]])]]] = True
+    return classes.close(units & ~classes.spoil(bad))
+
+
+def ties(
+    channels: Channels, known: Known, step: Step
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Of a loose kernel: labels, which of them are zero, the labels they belong to."""
+    if step not in channels.loose:
+        return
+    kernel, wires = channels.loose[step], channels.wires[step]
+    at = lambda end: channels.at[step.eqn.invars[end[0]]][end[1]]
+    facts = lambda end: known.along(step.eqn.invars[end[0]], end[1])
+    for pair in wires.contracted:
+        own, data = sorted(pair, key=lambda end: end[0] != kernel)
+        yield at(own), met(known, facts(own), facts(data))[0], at(data)
+    for axis, wire in enumerate(wires.outputs[0]):
+        if isinstance(wire, Same) and {i for i, _ in wire.sources} == {kernel}:
+            (end,) = wire.sources
+            made = channels.at[step.eqn.outvars[0]][axis]
+            yield at(end), facts(end) == ZERO, made
 
 
 def known_of(channels: Channels, facts: Sequence[tuple[Array, ...]]) -> Known:
@@ -139,7 +206,8 @@ def known_of(channels: Channels, facts: Sequence[tuple[Array, ...]]) -> Known:
     for fact in facts:
         axes = tuple(table.constants(f) if len(f) > 1 else None for f in fact)
         zero = any((f == 0).all() for f in fact)
-        given.append(Fact(axes, ZERO if zero else FIXED))
+        fixed = not fact or any((~np.isinf(f)).all() for f in fact)
+        given.append(Fact(axes, ZERO if zero else FIXED if fixed else UNKNOWN))
     blank = [Fact((None,) * len(v.aval.shape)) for v in inputs[len(facts) :]]
     return Known(channels, [*given, *blank], fact_of, table)
 
@@ -176,7 +244,8 @@ def consumed(
             channels.is_pinned(at(other[0])) for other in wires.contracted
             if other is not pair
         )  # fmt: skip
-        yield at(pair[0]), zero | (both & alone), both & ~zero
+        data = pair[0] if channels.loose.get(step) != pair[0][0] else pair[1]
+        yield at(data), zero | (both & alone), both & ~zero
     for end in wires.reduced:
         if is_literal(step.eqn.invars[end[0]]):
             continue

@@ -111,13 +111,11 @@ def sensitivity(
     trees += [found.mask({n: k}) for n, k in zip(plan, pairs, strict=True)]
     values = _values(net, trees, inputs, jnp.asarray(y), objectives)
     shape = (len(names), len(densities))
-    return Sensitivity(
-        names,
-        tuple(map(float, densities)),
-        *(column.reshape(shape) for column in values[1:].T),
-        (float(values[0, 0]), float(values[0, 1])),
-        np.array([kept.sum() for kept in pairs]).reshape(shape),
-    )
+    found_metric, found_loss = (column.reshape(shape) for column in values[1:].T)
+    dense = float(values[0, 0]), float(values[0, 1])
+    kept = np.array([k.sum() for k in pairs]).reshape(shape)
+    shares = tuple(map(float, densities))
+    return Sensitivity(names, shares, found_metric, found_loss, dense, kept)
 
 
 def _check(names: Sequence[str], chosen: Mapping[str, Array], found: Units) -> None:

@@ -12,10 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels import Channels, CompactionError
-from dagjax.compaction.evaluate import Evaluator, bind, bind_whole, contract, take
+from dagjax.compaction.evaluate import (
+    Evaluator,
+    bind,
+    bind_whole,
+    contract,
+    expanded,
+    take,
+)
 from dagjax.compaction.known import Known
 from dagjax.compaction.labels import Array
-from dagjax.compaction.liveness import known_of, met, needed
+from dagjax.compaction.liveness import (
+    known_of,
+    met,
+    needed,
+    removable,
+    units_of,
+)
 from dagjax.compaction.program import Body, Step, is_literal
 from dagjax.compaction.source import Source, shape_of, source_of
 from dagjax.graph.dag import count_params
@@ -33,16 +46,27 @@ class Cutting:
         keeps: Kept indices of each leaf's axes.
         facts: The constants that slices of the leaves were, NaN elsewhere.
         count: How many contractions had a constant folded into them.
+        prunable: How many leaves are parameters.
+        coupled: Whether kernels were cut only with the channels of their values.
     """
 
     def __init__(
-        self, tree: Any, shapes: Any, inputs: Any, keeps: Keeps, facts: Any, count: int
+        self,
+        tree: Any,
+        shapes: Any,
+        inputs: Any,
+        keeps: Keeps,
+        facts: Any,
+        count: int,
+        prunable: int,
+        coupled: bool,
     ):
+        self.prunable, self.coupled = prunable, coupled
         self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
         self.keeps, self.facts, self.count = keeps, facts, count
         self._plans: dict[Any, tuple[Source, Evaluator]] = {}
         self.key = (
-            tree, tuple(map(str, self.shapes)), str(inputs), count,
+            tree, tuple(map(str, self.shapes)), str(inputs), count, prunable, coupled,
             _digest(keeps), _digest(facts),
         )  # fmt: skip
         self._hash = hash(self.key)
@@ -59,15 +83,22 @@ class Cutting:
         key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
         if key not in self._plans:
             source = source_of(self.tree.unflatten(self.shapes), inputs)
-            known = known_of(source.channels, self.facts)
+            known = known_of(source.channels_of(self.coupled), self.facts)
             self.remember(source, known)
         return self._plans[key]
 
     def remember(self, source: Source, known: Known) -> Evaluator:
         """Keep the plan for the shapes of a program."""
-        channels, ends = source.channels, source.body.invars
-        removed = channels.removed(dict(zip(ends, self.keeps, strict=False)))
+        channels, ends = source.channels_of(self.coupled), source.body.invars
+        units = units_of(channels, self.prunable)
+        steps, _ = needed(channels, known)
+        removed, _ = removable(channels, known, steps, units)
         kept = channels.kept(removed)
+        if not all(map(_same, map(kept, ends), self.keeps)):
+            raise CompactionError(
+                "the program has other channels at these shapes than where it was cut; "
+                "compact the network again with inputs of these shapes"
+            )
         folded = folds(channels, known, kept)
         if len(folded) != self.count:
             raise CompactionError(
@@ -129,6 +160,14 @@ class Small:
         return f"Small({count_params(self.params):,} of {before:,} parameters)"
 
 
+def _same(one: Any, two: Any) -> bool:
+    """Whether the same indices are kept of all axes."""
+    return all(
+        a is b or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(one, two, strict=True)
+    )
+
+
 def folds(channels: Channels, known: Known, kept: Any) -> list[Step]:
     """The contractions to which removed slices add a constant, in order."""
     return [
@@ -145,7 +184,8 @@ def added(channels: Channels, known: Known, kept: Any, step: Step) -> Array:
     wires, found = channels.wires.get(step), np.zeros(0, int)
     for pair in wires.contracted if wires else ():
         ends = [(step.eqn.invars[i], a) for i, a in pair]
-        places = kept(ends[0][0])[ends[0][1]]
+        data = ends[channels.loose.get(step) == pair[0][0]]
+        places = kept(data[0])[data[1]]
         if places is not None:
             zero, both = met(known, *(known.along(v, a) for v, a in ends))
             gone = np.ones(len(zero), bool)
@@ -172,7 +212,7 @@ def constants(
     wanted = {v for step in steps for v in step.reads}
     env = values_in(source.body, [*leaves, *xs])
     env = {v: env[v] for v in wanted}
-    return [_constant(source.channels, known, kept, step, env) for step in steps]
+    return [_constant(known.channels, known, kept, step, env) for step in steps]
 
 
 def _constant(channels: Channels, known: Known, kept: Any, step: Step, env: Any) -> Any:
@@ -188,7 +228,9 @@ def _constant(channels: Channels, known: Known, kept: Any, step: Step, env: Any)
             elif held is not None:
                 x = take(x, held, axis)
         values.append(x)
-    return _thin(contract(step, values))
+    y = contract(step, values)
+    loose = step in channels.loose
+    return _thin(expanded(channels, kept, step, y) if loose else y)
 
 
 def _thin(x: Any) -> Any:

@@ -37,6 +37,14 @@ class Source:
         """Which indices of its values are cut together."""
         return Channels(self.body, self.free)
 
+    @functools.cached_property
+    def _loose(self) -> Channels:
+        return Channels(self.body, self.free, coupled=False)
+
+    def channels_of(self, coupled: bool) -> Channels:
+        """The same with the features of kernels tied to channels, or not."""
+        return self.channels if coupled else self._loose
+
 
 def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
     """A network's program; traced once for networks of one structure.
