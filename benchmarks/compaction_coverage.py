@@ -125,8 +125,8 @@ def images(model: Any, batch: int, rng: np.random.Generator) -> jax.Array:
     side = noise.shape[1]
     coarse = rng.standard_normal((batch, 3, 3, 3)).repeat(-(-side // 3), 1)
     coarse = coarse.repeat(-(-side // 3), 2)[:, :side, :side]
-    color, contrast = rng.standard_normal((2, batch, 1, 1, 3))
-    x = (noise - noise.mean()) / noise.std() * contrast + color + coarse
+    color, contrast = rng.uniform(-1, 1, (2, batch, 1, 1, 3))
+    x = (noise - noise.mean()) / noise.std() * (1 + contrast / 2) + color + coarse
     return jnp.asarray(noise.mean() + noise.std() * x / 2, jnp.float32)
 
 
@@ -134,13 +134,14 @@ def settled(model: Any, values: dict[str, Any], rng: Any) -> dict[str, jax.Array
     """The values, with those statistics of normalizations that training would find.
 
     Means and variances are those of what reaches a layer, up to their random tenth, and
-    kernels are enlarged: else all images give the same output.
+    kernels are enlarged: else all images give the same output. What they are shifted by
+    is around one: else rounding grows from layer to layer of the deepest ones.
     """
     depthwise = [layer.kernel for layer in model.layers if _is_depthwise(layer)]
     channels = {v.path: v.shape[-2] for v in depthwise}  # no part of the fan-in
     values = {
         path: x * np.sqrt(2 * channels.get(path, 1), dtype=x.dtype)
-        if path.endswith("kernel") else x
+        if path.endswith("kernel") else x + path.endswith("beta")
         for path, x in values.items()
     }  # fmt: skip
     norms = [layer for layer in model.layers if hasattr(layer, "moving_variance")]

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.experiments.cutout import CutOut, cut_out
 from dagjax.experiments.examples import Data, check
 from dagjax.experiments.granularity import GRANULARITIES, check_densities, make_pruner
 from dagjax.experiments.model import Model, as_model
@@ -25,7 +26,8 @@ from dagjax.experiments.run import BRANCHES, Experiment, Report, Setup, narrowed
 from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
 from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
-from dagjax.experiments.train import TrainConfig
+from dagjax.experiments.tickets import TICKETS
+from dagjax.experiments.train import TrainConfig, Trained
 from dagjax.graph.topology import Graph
 from dagjax.report import drawing, figures
 
@@ -40,11 +42,18 @@ class Result:
         record: All figures and masks.
         model: The network.
         seconds: Wall time of this call.
+        inputs: The shape of one example.
+        tickets: The tickets of the rounds that were kept, trained: `{round: Trained}`,
+            `[seed, ...]`.
+        compacted: What cutting out the last ticket saves, if units were pruned.
     """
 
     record: Record
     model: Model
     seconds: float
+    inputs: jax.ShapeDtypeStruct
+    tickets: dict[int, Trained]
+    compacted: CutOut | None = None
 
     @property
     def masks(self) -> Any:
@@ -53,7 +62,8 @@ class Result:
 
     def table(self) -> str:
         """Each arm at each density, and the verdict, as text."""
-        return table(self.record)
+        text = table(self.record)
+        return f"{text}\n{self.compacted.sentence()}" if self.compacted else text
 
     def verdict(self) -> str:
         """The verdict in one sentence."""
@@ -75,7 +85,7 @@ class Result:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `run.json`, `arrays.npz`, `masks.npz`, `table.txt` and the figures.
+        """Write `run.json`, arrays, masks, tickets, `table.txt` and the figures.
 
         Args:
             folder: Made where it is missing.
@@ -86,6 +96,8 @@ class Result:
         store = Store(folder)
         store.save("arrays", self.record.arrays())
         store.save("masks", self.masks)
+        for i, trained in self.tickets.items():
+            Store(Path(folder) / TICKETS).save(f"round-{i}", trained)
         store.write_json("run", describe_run(self))
         folder = Path(folder)
         (folder / "table.txt").write_text(self.table() + "\n")
@@ -117,6 +129,9 @@ def lottery(
     schedule: str = "constant",
     margin: float | None = None,
     first_seed: int = 0,
+    compact: bool = True,
+    compact_seeds: int = 1,
+    keep: str = "last",
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     on_round: Callable[[Report], None] | None = None,
@@ -149,6 +164,10 @@ def lottery(
         margin: Training loss that "on par" tolerates, fixed in advance; None: 1 percent
             of the loss of the best constant output.
         first_seed: Number of the first seed.
+        compact: Whether the last ticket of units is cut out and trained once more, for
+            the time that it saves: `result.compacted`.
+        compact_seeds: For how many seeds; each has a mask of its own.
+        keep: The trained tickets of which rounds are kept, `last` or `all`.
         out: Folder for a saved state after every round, and for the results.
         resume: Go on with what lies in `out`.
         on_round: Told a `Report` after every round.
@@ -169,7 +188,9 @@ def lottery(
         (2, 2, 16, 8)
     """
     begun = time.perf_counter()
-    _check_numbers(seeds, rewind, first_seed, margin)
+    _check_numbers(seeds, rewind, first_seed, margin, compact_seeds)
+    if keep not in ("last", "all"):
+        raise ValueError(f"keep {keep!r}: expected last or all")
     densities = np.atleast_1d(densities).tolist()
     data = check(data if isinstance(data, tuple) else tuple(data))  # pyright: ignore
     config = TrainConfig(steps, batch, eval_every or _divisor(steps))
@@ -208,11 +229,17 @@ def lottery(
     experiment = Experiment(
         setup, make_keys(seeds, first_seed), data, densities,
         _open(out, settings, resume), told, ticker, len(controls),
+        _tickets(out, resume), keep,
     )  # fmt: skip
     tickets = experiment.rounds()
     branches = {name: experiment.branch(name, tickets) for name in controls}
     record = experiment.record(tickets, branches, settings)
-    result = Result(record, model, time.perf_counter() - begun)
+    cut = None
+    if compact and prune == "units":
+        cut = cut_out(experiment, tickets, first_seed, compact_seeds)
+    seconds, x = time.perf_counter() - begun, data.x_train
+    inputs = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    result = Result(record, model, seconds, inputs, experiment.trained, cut)
     if out is not None:
         result.save(out)
     return result
@@ -220,13 +247,18 @@ def lottery(
 
 def describe_run(result: Result) -> dict[str, Any]:
     """Settings, machine, versions, time and the table, as JSON values."""
-    verdicts = result.record.verdicts()
+    verdicts, cut = result.record.verdicts(), result.compacted
     return {
         "finished": True,
         "settings": result.record.settings,
         "verdict": result.verdict(),
         "verdicts": {str(d): dataclasses.asdict(v) for d, v in verdicts.items()},
         "table": [row._asdict() for row in result.record.rows()],
+        "compacted": cut and {"said": cut.sentence(), **dataclasses.asdict(cut)},
+        "inputs": {
+            "shape": list(result.inputs.shape),
+            "dtype": str(result.inputs.dtype),
+        },
         "seconds": round(result.seconds, 2),
         "device": str(jax.devices()[0].device_kind),
         "devices": jax.device_count(),
@@ -268,6 +300,14 @@ def _open(out: Any, settings: dict[str, Any], resume: bool) -> Store:
         rounds.clear()
         folder.write_json("run", {"finished": False, "settings": settings})
     return rounds
+
+
+def _tickets(out: Any, resume: bool) -> Store:
+    """The store of trained tickets; emptied unless the run is to go on."""
+    store = Store(None if out is None else Path(out) / TICKETS)
+    if not resume:
+        store.clear()
+    return store
 
 
 def _feasible(
@@ -312,10 +352,11 @@ class _Ticker:
 
 
 def _check_numbers(
-    seeds: int, rewind: int, first_seed: int, margin: float | None
+    seeds: int, rewind: int, first_seed: int, margin: float | None, compacted: int
 ) -> None:
     for name, value, least in (
         ("seeds", seeds, 1),
+        ("compact_seeds", compacted, 1),
         ("rewind", rewind, 0),
         ("first_seed", first_seed, 0),
     ):

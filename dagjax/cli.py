@@ -1,4 +1,4 @@
-"""The command line: `dagjax lottery`, `dagjax show`, `dagjax list`."""
+"""The command line: `dagjax lottery`, `compact`, `show`, `list`."""
 
 from __future__ import annotations
 
@@ -63,10 +63,39 @@ class Lottery:
     """auto, cpu, gpu or tpu."""
     seed0: int = 0
     """Number of the first seed."""
+    compact: bool = True
+    """Cut the last ticket of units out and train it, for the time that it saves."""
+    compact_seeds: int = 1
+    """For how many seeds."""
+    keep: str = "last"
+    """The trained tickets of which rounds are kept: last or all."""
     out: Path | None = None
     """Run folder; by default runs/NET-DATA-PRUNE and what is not the default."""
     resume: bool = False
     """Go on with what lies in the run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compact:
+    """Cut a ticket of units out of its network, and write the smaller network.
+
+    network.zip is StableHLO with its arrays (dj.load, or jax.export without dagjax).
+    """
+
+    run: Path
+    """A run folder, written by `dagjax lottery --prune units`."""
+    seed: int | None = None
+    """Number of the seed; by default the first."""
+    round: int | None = None
+    """Number of the round, from 1 on; by default the last."""
+    net: str | None = None
+    """package.module:factory of the network, for runs that Python started."""
+    out: Path | None = None
+    """Folder to write; by default compact-seedN-roundR in the run folder."""
+    batch_sizes: tuple[int, ...] = (1, 8)
+    """Batch sizes that the network is compiled for."""
+    device: str = "auto"
+    """auto, cpu, gpu or tpu."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +125,11 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"dagjax: {_EXTRAS}")
     commands = (
         Annotated[Lottery, tyro.conf.subcommand("lottery", prefix_name=False)]
+        | Annotated[
+            Compact,
+            tyro.conf.subcommand("compact", prefix_name=False),
+            tyro.conf.PositionalRequiredArgs,
+        ]
         | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)]
         | Annotated[List, tyro.conf.subcommand("list", prefix_name=False)]
     )
@@ -107,7 +141,9 @@ def main(args: list[str] | None = None) -> None:
         description="Networks as DAGs of functions; pruning; lottery tickets.",
     )
     options = _one_line(parse)
-    run = {Lottery: run_lottery, Show: run_show, List: run_list}[type(options)]
+    run = {
+        Lottery: run_lottery, Compact: run_compact, Show: run_show, List: run_list,
+    }[type(options)]  # fmt: skip
     try:
         run(options)
     except KeyboardInterrupt:
@@ -155,9 +191,12 @@ def run_lottery(options: Lottery) -> None:
             controls=_listed(options.controls), rewind=options.rewind,
             steps=options.steps, batch=options.batch, optimizer=options.optimizer,
             learning_rate=options.lr, schedule=options.schedule, margin=options.margin,
-            first_seed=options.seed0, out=out, resume=options.resume,
+            first_seed=options.seed0, compact=options.compact,
+            compact_seeds=options.compact_seeds, keep=options.keep,
+            out=out, resume=options.resume,
             on_round=follower.on_round, on_chunk=follower.on_chunk,
         )  # fmt: skip
+    remember(out, options.net, data)
     print_result(console, result, out)
     dense = float(result.record.test_metric["dense"].mean())
     if dense < MIN_ACCURACY.get(options.data, -np.inf):
@@ -165,6 +204,29 @@ def run_lottery(options: Lottery) -> None:
             f"warning: the dense net reaches {dense:.1%} on {options.data}, below "
             f"{MIN_ACCURACY[options.data]:.0%}: train longer, or with another --lr"
         )
+
+
+def run_compact(options: Compact) -> None:
+    """`dagjax compact`."""
+    set_up_jax(options.device)
+    from dagjax import api
+    from dagjax.experiments import tickets
+    from dagjax.experiments.model import as_model
+
+    if not options.batch_sizes or min(options.batch_sizes) < 1:
+        raise ValueError(f"batch sizes {options.batch_sizes}: expected 1 or more")
+    run = tickets.open_run(options.run, options.seed, options.round)
+    net = remembered(run.record, options.net)
+    model = as_model(net)
+    now, before = api.describe_net(net, model), run.settings["net"]
+    if now != before:
+        raise ValueError(f"the network is {now}, but {before} was trained; see --net")
+    ticket = run.ticket(model)
+    made = tickets.cut_ticket(ticket, run.settings["prune"])
+    name = f"compact-seed{ticket.seed}-round{ticket.round}"
+    out = options.out or options.run / name
+    print(tickets.write(ticket, made, out, options.batch_sizes))
+    print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
 def run_show(options: Show) -> None:
@@ -261,19 +323,62 @@ def load_data(name: str) -> Any:
 
 def load_net(name: str, data: Any) -> Any:
     """A net of the zoo with the shapes of the data, or `module:factory`."""
-    from dagjax.graph.convolution import scan_conv
-    from dagjax.graph.zoo import by_name, takes_conv
+    from dagjax.graph.zoo import by_name
 
     if _is_factory(name):
         made = _factory(name)
         plain = callable(made) and not hasattr(made, "init")
         return made() if plain else made
-    if data is None:
-        return by_name(name)
-    options: dict[str, Any] = {"input_shape": data.x_train.shape[1:]}
-    if jax.default_backend() == "cpu" and takes_conv(name):
-        options["conv"] = scan_conv  # trains at full speed in compiled loops
-    return by_name(name, classes=_outputs(data.x_train, data.y_train), **options)
+    return by_name(name) if data is None else _of_zoo(name, **_fitting(name, data))
+
+
+def _fitting(name: str, data: Any) -> dict[str, Any]:
+    """The options of a net of the zoo that fit the data, JSON values."""
+    from dagjax.graph.zoo import takes_conv
+
+    return {
+        "input_shape": list(data.x_train.shape[1:]),
+        "classes": _outputs(data.x_train, data.y_train),
+        # It trains at full speed in the compiled loops of the CPU.
+        "scan_conv": jax.default_backend() == "cpu" and takes_conv(name),
+    }
+
+
+def _of_zoo(name: str, input_shape: Any, classes: int, scan_conv: bool) -> Any:
+    from dagjax.graph.convolution import scan_conv as fast
+    from dagjax.graph.zoo import by_name
+
+    conv: dict[str, Any] = {"conv": fast} if scan_conv else {}
+    return by_name(name, classes=classes, input_shape=tuple(input_shape), **conv)
+
+
+def remember(out: Path, name: str, data: Any) -> None:
+    """Write into `run.json` how its network was made, for `dagjax compact`."""
+    from dagjax.experiments.store import Store
+
+    store, options = Store(out), {} if _is_factory(name) else _fitting(name, data)
+    command = {"net": name, "options": options}
+    store.write_json("run", {**store.read_json("run"), "command": command})
+
+
+def remembered(record: dict[str, Any], name: str | None) -> Any:
+    """The network of a run, as `run.json` says or by another name.
+
+    Raises:
+        ValueError: If the run does not say it.
+    """
+    command = record.get("command")
+    if name is not None and _is_factory(name):
+        return load_net(name, None)
+    if not command or name is not None:
+        raise ValueError(
+            "this run was started from Python: --net package.module:factory makes its "
+            "network; in Python, dj.compact takes result.tickets and result.masks"
+            if not command
+            else f"--net {name!r}: expected package.module:factory"
+        )
+    made, options = command["net"], command["options"]
+    return _of_zoo(made, **options) if options else load_net(made, None)
 
 
 def _outputs(x: np.ndarray, y: np.ndarray) -> int:
@@ -308,7 +413,8 @@ def run_name(options: Lottery) -> str:
         >>> run_name(Lottery(steps=300))
         'lenet-300-100-digits-weights-steps300'
     """
-    apart = ("net", "data", "prune", "device", "controls", "out", "resume")
+    apart = ("net", "data", "prune", "device", "controls", "out", "resume",
+             "compact", "compact_seeds", "keep")  # fmt: skip
     changed = [
         f"{field.name}{getattr(options, field.name)}"
         for field in dataclasses.fields(options)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from dagjax.compaction.channels import Channels, scan_parts
+from dagjax.compaction.channels import Channels, CompactionError, scan_parts
 from dagjax.compaction.known import FIXED, UNKNOWN, Fact, Known, Table, fact_of
 from dagjax.compaction.labels import Array
 from dagjax.compaction.program import CALLS, Body, Step, body_of, is_literal
@@ -223,7 +223,7 @@ class Evaluator:
             y = self._mapped(step, [_read(env, atom) for atom in step.eqn.invars])
         else:
             y = contract(step, [_read(env, atom) for atom in step.eqn.invars])
-        return y + env[step].astype(y.dtype) if step in env else y
+        return y + _fitting(env[step], y, step) if step in env else y
 
     def _mapped(self, step: Step, values: list[Any]) -> Any:
         """A contraction whose kernel keeps other channels than its neighbours."""
@@ -391,6 +391,17 @@ def take(x: Any, places: Array, axis: int) -> Any:
     if n and (np.diff(places) == 1).all():
         return lax.slice_in_dim(x, int(places[0]), int(places[-1]) + 1, axis=axis)
     return jnp.take(x, places, axis=axis, unique_indices=True, mode="clip")
+
+
+def _fitting(constant: Any, y: Any, step: Step) -> Any:
+    """A folded constant, of size 1 or of the size of the value along every axis."""
+    if any(n not in (1, k) for n, k in zip(constant.shape, y.shape, strict=True)):
+        raise CompactionError(
+            f"a constant of shape {list(constant.shape)} was folded into "
+            f"{step.name}{step.where}, which has the shape {list(y.shape)} now: "
+            "compact the network with inputs of this size"
+        )
+    return constant.astype(y.dtype)
 
 
 def present(kept: Kept, var: Any, axis: int) -> Array:

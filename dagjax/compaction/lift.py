@@ -669,7 +669,8 @@ class _Walk:
             self._allowed(shift[0])[shift[1]]
             & _usable(self._scale(var, found, shift[3]))
         )
-        return found._replace(shifts=(*sorted(found.shifts, key=count)[-1:],))
+        most = sorted(found.shifts, key=count, reverse=True)[:1]
+        return found._replace(shifts=tuple(most))
 
     def _scale(self, var: Any, found: _Sum, factors: Any) -> Array:
         """`[columns]`: the product of the factors of a term."""

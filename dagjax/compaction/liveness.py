@@ -86,11 +86,11 @@ class _Problem:
 
     def _round(self, live: list[Any], constants: bool) -> Liveness:
         slices = [
-            [_along(m, d, n) for d, n in enumerate(np.shape(x))]
+            [_along(m, d, n) for d, n in enumerate(np.shape(x) or (1,))]
             for m, x in zip(live, self.leaves, strict=True)
         ]
         for axes, alive in zip(self.axes, slices, strict=True):
-            for of, any_alive in zip(axes, alive, strict=True):
+            for of, any_alive in zip(axes, alive, strict=False):
                 self.silent[of[~any_alive]] = True
         facts = [
             self._facts(place, alive, constants) for place, alive in enumerate(slices)
@@ -114,6 +114,8 @@ class _Problem:
     def _frozen(self, place: int, facts: Any, removed: Array) -> tuple[Array, ...]:
         """The facts that hold while the parameters that stay are trained."""
         other = np.inf if place < self.prunable else np.nan
+        if not self.axes[place]:
+            return tuple(np.where(f == 0, f, other) for f in facts)
         return tuple(
             np.where(removed[of] | (f == 0), f, other)
             for f, of in zip(facts, self.axes[place], strict=True)
@@ -161,7 +163,7 @@ def removable(
         removed = _with_channels(
             channels, known, steps, units & ~classes.spoil(bad), removed
         )
-    folded = classes.spoil(folded)
+    folded = classes.close(classes.spoil(folded) | _valued(channels, known))
     for step in steps:
         for own, _, data in ties(channels, known, step):
             folded[classes.of[own[folded[classes.of[data]]]]] = True
@@ -203,10 +205,11 @@ def known_of(channels: Channels, facts: Sequence[tuple[Array, ...]]) -> Known:
     """The facts of all values, from the constants that slices of the leaves are."""
     table, inputs = Table(), channels.body.invars
     given = []
-    for fact in facts:
-        axes = tuple(table.constants(f) if len(f) > 1 else None for f in fact)
+    for var, fact in zip(inputs, facts, strict=False):
+        rank = len(var.aval.shape)
+        axes = tuple(table.constants(f) if len(f) > 1 else None for f in fact[:rank])
         zero = any((f == 0).all() for f in fact)
-        fixed = not fact or any((~np.isinf(f)).all() for f in fact)
+        fixed = any((~np.isinf(f)).all() for f in fact)
         given.append(Fact(axes, ZERO if zero else FIXED if fixed else UNKNOWN))
     blank = [Fact((None,) * len(v.aval.shape)) for v in inputs[len(facts) :]]
     return Known(channels, [*given, *blank], fact_of, table)
@@ -254,6 +257,17 @@ def consumed(
         yield at(end), fine, np.zeros_like(fine)
     if step.name == "conv_general_dilated" and not wires.contracted:
         yield from _grouped(channels, known, step)
+
+
+def _valued(channels: Channels, known: Known) -> Array:
+    """`[classes]`: those of which parameters make a constant that is not zero."""
+    found = np.zeros(channels.classes.count, bool)
+    for var in channels.body.invars[: channels.free]:
+        for labels, facts in zip(channels.at[var], known.of[var].axes, strict=True):
+            if facts is not None:
+                held = known.table.is_constant(facts) & (facts != ZERO)
+                found[channels.classes.of[labels[held]]] = True
+    return found
 
 
 def met(known: Known, one: Array, two: Array) -> tuple[Array, Array]:

@@ -32,6 +32,7 @@ class Sensitivity(NamedTuple):
         loss: `[groups, D]`.
         dense: Metric and loss of the whole network.
         kept: `[groups, D]`, how many units stayed.
+        sizes: `[groups]`, of how many.
     """
 
     groups: tuple[str, ...]
@@ -40,6 +41,7 @@ class Sensitivity(NamedTuple):
     loss: Array
     dense: tuple[float, float]
     kept: Array
+    sizes: Array
 
     def table(self) -> str:
         """The metric as text, the most sensitive group first."""
@@ -49,8 +51,8 @@ class Sensitivity(NamedTuple):
         lines = [f"{'group':{wide}}  units{head}"]
         for place in order:
             row = "".join(f"{value:8.4f}" for value in self.metric[place])
-            most = int(self.kept[place].max())
-            lines.append(f"{self.groups[place]:{wide}}  {most:5}{row}")
+            size = int(self.sizes[place])
+            lines.append(f"{self.groups[place]:{wide}}  {size:5}{row}")
         return "\n".join([*lines, f"dense {self.dense[0]:.4f}"])
 
 
@@ -115,7 +117,8 @@ def sensitivity(
     dense = float(values[0, 0]), float(values[0, 1])
     kept = np.array([k.sum() for k in pairs]).reshape(shape)
     shares = tuple(map(float, densities))
-    return Sensitivity(names, shares, found_metric, found_loss, dense, kept)
+    sizes = np.array([len(chosen[name]) for name in names])
+    return Sensitivity(names, shares, found_metric, found_loss, dense, kept, sizes)
 
 
 def _check(names: Sequence[str], chosen: Mapping[str, Array], found: Units) -> None:

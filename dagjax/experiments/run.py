@@ -150,7 +150,7 @@ def make_pieces(setup: Setup, data: Data, tick: Tick) -> Pieces:
     )
 
 
-def slow_in_loop(model: Model, data: Data) -> bool:
+def slow_in_loop(model: Any, data: Data) -> bool:
     """Whether a training step has a convolution that XLA:CPU is slow at in a loop.
 
     It is fast at the layout NHWC, HWIO -> NHWC only, in which `scan_conv` writes the
@@ -185,6 +185,8 @@ class Experiment:
         on_round: Told a `Report` after every round.
         tick: Called after every chunk of training with its share of a round.
         branches: How many controls will be run; for the totals in reports.
+        tickets: Where trained tickets are kept and looked for.
+        keep: The tickets of which rounds are: `last` or `all`.
     """
 
     def __init__(
@@ -197,9 +199,14 @@ class Experiment:
         on_round: Callable[[Report], None] = lambda report: None,
         tick: Tick = lambda share: None,
         branches: int = 0,
+        tickets: Store | None = None,
+        keep: str = "last",
     ):
         self.setup, self.store, self.on_round = setup, store, on_round
         self.tick, self.densities = tick, tuple(densities)
+        self.tickets, rounds = tickets or Store(None), len(self.densities)
+        self.wanted = range(1 if keep == "all" else rounds, rounds + 1)
+        self.trained: dict[int, Trained] = {}  # of the tickets, [seed, ...]
         seeds = keys.init.shape[0]
         self.keys, self.data = place(keys, seeds), place(data, seeds, shared=True)
         self.pieces = make_pieces(setup, self.data, tick)
@@ -214,9 +221,10 @@ class Experiment:
         for i, density in enumerate((1.0, *self.densities)):
             args = (self.data, self.setup.learning_rate, point, goals[i])
             make = functools.partial(
-                round_fn, self.pieces, self.keys, self.start, *args
+                round_fn, self._watched(i), self.keys, self.start, *args
             )
             point, one = self._kept("ticket", i, density, like, make)
+            self._look_up(i)
             point = jax.tree.map(jnp.asarray, point)
             found.append(one)
         stacked = _stack(found)
@@ -277,6 +285,23 @@ class Experiment:
         curves = (np.asarray(info.loss), np.asarray(info.test_metric))
         self.on_round(Report(arm, density, *curves, self.done, self.total))
         return result
+
+    def _watched(self, i: int) -> Pieces:
+        """The pieces, of which training keeps what it gave in a wanted round."""
+
+        def train(*args: Any) -> tuple[Trained, TrainInfo]:
+            trained, info = self.pieces.train(*args)
+            self.trained[i] = jax.tree.map(np.asarray, trained)
+            self.tickets.save(f"round-{i}", trained)
+            return trained, info
+
+        return self.pieces._replace(train=train) if i in self.wanted else self.pieces
+
+    def _look_up(self, i: int) -> None:
+        """The ticket of a round that was finished before."""
+        name = f"round-{i}"
+        if i in self.wanted and i not in self.trained and self.tickets.has(name):
+            self.trained[i] = self.tickets.load(name, self.start)
 
     def _start(self, keys: Keys) -> tuple[Trained, Point]:
         return start_fn(self.pieces, keys, self.data, self.setup.learning_rate)

@@ -244,7 +244,7 @@ def mlp():
     return net(run, shapes, (2, 4))
 
 
-def normed(norm: Callable[..., Any]):
+def normed(norm: Callable[..., Any], *affine: str):
     """A stream under norms, a residual, and a norm over cut channels at the end."""
 
     def run(p, x):
@@ -253,10 +253,10 @@ def normed(norm: Callable[..., Any]):
         x = x + y @ p["down"]
         return norm(p["norm2"], x) @ p["head"]
 
-    affine = {"scale": (8,), "bias": (8,)}
+    scales = {name: (8,) for name in affine}
     shapes = {
-        "embed": (4, 8), "b": (8,), "norm1": affine, "up": (8, 6), "c": (6,),
-        "down": (6, 8), "norm2": affine, "head": (8, 3),
+        "embed": (4, 8), "b": (8,), "norm1": scales, "up": (8, 6), "c": (6,),
+        "down": (6, 8), "norm2": scales, "head": (8, 3),
     }  # fmt: skip
     return net(run, shapes, (2, 4))
 
@@ -496,9 +496,11 @@ NETS: dict[str, Callable[[], Net]] = {
     "group_norm": lambda: grouped_norm(False),
     "group_norm_fast": lambda: grouped_norm(True),
     "transposed": transposed,
-    "layer_norm": lambda: normed(layer_norm),
-    "layer_norm_fast": lambda: normed(lambda p, x: layer_norm(p, x, fast=True)),
-    "rms_norm": lambda: normed(rms_norm),
+    "layer_norm": lambda: normed(layer_norm, "scale", "bias"),
+    "layer_norm_fast": lambda: normed(
+        lambda p, x: layer_norm(p, x, fast=True), "scale", "bias"
+    ),
+    "rms_norm": lambda: normed(rms_norm, "scale"),
     "softmaxed": softmaxed,
     "gated": gated,
     "fused": fused,
@@ -511,4 +513,94 @@ NETS: dict[str, Callable[[], Net]] = {
     "half": half,
     "linen": linen,
     "nnx": from_nnx,
+}
+
+# --- one hard thing each --------------------------------------------------------------
+
+
+def layered(middle: Callable[..., Any], width: int = 6, **shapes: Any) -> Net:
+    """`middle` between two layers; it gets the parameters too."""
+
+    def run(p, x):
+        h = middle(p, x @ p["up"] + p["b"])
+        return h @ p["down"]
+
+    sizes = {"up": (4, width), "b": (width,), "down": (width, 3)}
+    return net(run, sizes | shapes, (3, 4))
+
+
+def gru(p, h):
+    """A state that starts at a parameter, sums of it beside."""
+
+    def cell(h, x):
+        (rx, zx, nx), (r, z, n) = (jnp.split(y, 3, -1) for y in (x, h @ p["h"]))
+        r, z = jax.nn.sigmoid(rx + r), jax.nn.sigmoid(zx + z)
+        h = (1 - z) * jnp.tanh(nx + r * n) + z * h
+        return h, h.sum(-1)
+
+    h, sums = lax.scan(cell, p["start"], h)
+    return (h + sums.sum())[None]
+
+
+def standardized(p, h):
+    """A kernel that is normalized over its inputs."""
+    w = p["w"]
+    mean = w.mean(0, keepdims=True)
+    scale = lax.rsqrt(((w - mean) ** 2).mean(0, keepdims=True) + 1e-3)
+    return jax.nn.relu(h) @ ((w - mean) * scale)
+
+
+def class_token(p, h):
+    """A token of its own beside the others; only its output is read."""
+    h = jnp.concatenate([p["token"][None], h]) + p["places"]
+    return (h + jax.nn.softmax(h @ h.T) @ h)[:1]
+
+
+def batch_statistics(p, h):
+    mean = h.mean(0)
+    scale = lax.rsqrt(((h - mean) ** 2).mean(0) + 1e-3)
+    return (h - mean) * scale * p["scale"] + p["c"]
+
+
+def outer(p, h):
+    h = jnp.tanh(h)
+    return (h[:, :, None] * h[:, None]).reshape(len(h), -1)
+
+
+def ranked(p, h):
+    """The places of the largest along another axis, which no zero tells."""
+    values, places = lax.top_k(h.T, 2)
+    return (values + places.astype(h.dtype)).T
+
+
+ODD: dict[str, Callable[[], Net]] = {
+    "largest": lambda: layered(lambda p, h: jnp.tanh(h - h.max(-1, keepdims=True))),
+    "maxout": lambda: layered(
+        lambda p, h: h.reshape(3, 4, 2).max(-1), 8, down=(4, 3)
+    ),
+    "counted": lambda: layered(
+        lambda p, h: h * (h >= 0).sum(-1, keepdims=True).astype(h.dtype)
+    ),
+    "log_sum": lambda: layered(
+        lambda p, h: jnp.tanh(h) + jax.nn.logsumexp(h, -1, keepdims=True)
+    ),
+    "running": lambda: layered(lambda p, h: lax.cumlogsumexp(jnp.sin(h), axis=0)),
+    "ranked": lambda: layered(ranked),
+    "one_channel": lambda: layered(lambda p, h: jnp.tanh(h) * h[:, 2:3] + h[:, :1]),
+    "scaled": lambda: layered(lambda p, h: jax.nn.relu(h) * p["s"], s=()),
+    "by_row": lambda: layered(lambda p, h: jax.nn.relu(h) * p["s"][:, None], s=(3,)),
+    "outer": lambda: layered(outer, 5, down=(25, 3)),
+    "standardized": lambda: layered(standardized, w=(6, 6)),
+    "batch_statistics": lambda: layered(batch_statistics, scale=(6,), c=(6,)),
+    "class_token": lambda: layered(class_token, token=(6,), places=(4, 6)),
+    "gru": lambda: layered(gru, 15, h=(5, 15), start=(5,), down=(5, 3)),
+    "permuted": lambda: layered(lambda p, h: jnp.tanh(h)[:, np.array([2, 0, 1, 5, 4, 3])]),
+    "strided": lambda: layered(
+        lambda p, h: jnp.tanh(h)[:, ::2] * h[:, 1::2], down=(3, 3)
+    ),
+    "repeated": lambda: layered(lambda p, h: jnp.repeat(jnp.cos(h), 2, 1), down=(12, 3)),
+    "rolled": lambda: layered(lambda p, h: jnp.roll(h, 2, -1) + jnp.flip(h, -1)),
+    "symmetric": lambda: layered(lambda p, h: jnp.tanh(h) @ (p["m"] + p["m"].T), m=(6, 6)),
+    "straight": lambda: layered(lambda p, h: h + lax.stop_gradient(jnp.sign(h) - h)),
+    "spectrum": lambda: layered(lambda p, h: jnp.abs(jnp.fft.fft(h))),
 }

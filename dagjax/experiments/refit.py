@@ -1,0 +1,72 @@
+"""A compacted network as a graph of narrower layers, for its mode of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.compaction.small import Small
+from dagjax.experiments.model import Model
+from dagjax.graph.functions import Function, Linen
+from dagjax.graph.nested import Nested
+from dagjax.graph.topology import Graph
+
+_TOLERANCE = 1e-4  # of the largest output
+
+
+def refit(model: Model, small: Small, x: Any) -> Model:
+    """The graph with the widths of a compacted network: it can train batch norms.
+
+    `dj.compact` cuts the function of inference; a graph whose layers have as many
+    features as were kept is the same function there, and has its mode of training.
+
+    Args:
+        model: The network before the cut.
+        small: What is left of it.
+        x: Examples on which the two are compared.
+
+    Raises:
+        ValueError: If there is no such graph.
+    """
+    narrow = Model(_graph(model.graph, small.params), model.gated)
+    theta, state = {"params": small.params, "gates": {}}, small.state["user"]
+    why = "it has a training mode (batch norm, dropout), and "
+    if small.state["folded"]:
+        raise ValueError(f"{why}dead channels emit constants that would be trained")
+    try:
+        wanted = narrow.shapes(x)
+    except Exception as error:  # whatever a module says to another width
+        raise ValueError(f"{why}its layers cannot be narrowed") from error
+    shape = lambda tree: jax.tree.map(np.shape, tree)
+    if shape((theta, state)) != shape(wanted[:2]):
+        raise ValueError(f"{why}its layers cannot be narrowed to what is left")
+    if not _close(jax.jit(narrow.apply)(theta, state, x)[0], small(x)):
+        raise ValueError(f"{why}narrower layers are another function")
+    return narrow
+
+
+def _graph(graph: Graph, params: Any) -> Graph:
+    arcs = [
+        dataclasses.replace(arc, fn=_function(arc.fn, params.get(arc.params_name, {})))
+        for arc in graph.arcs
+    ]
+    known = {n: space for n, space in graph.spaces if n in graph.inputs}
+    return graph.replace(arcs=arcs, spaces=known)
+
+
+def _function(fn: Function, params: Any) -> Function:
+    """The same layer, as wide as its kernel."""
+    if isinstance(fn, Nested):
+        return Nested(_graph(fn.fn, params))
+    kernel = params.get("kernel") if isinstance(params, dict) else None
+    if kernel is None or not isinstance(getattr(fn.fn, "features", None), int):
+        return fn
+    return Linen(fn.fn.clone(features=kernel.shape[-1]))
+
+
+def _close(one: Any, two: Any) -> bool:
+    one, two = np.asarray(one), np.asarray(two)
+    return bool(np.abs(one - two).max() <= _TOLERANCE * max(np.abs(one).max(), 1e-30))
