@@ -1,4 +1,4 @@
-"""ResNet-18, ResNet-50 and ViT-B/16 in Flax NNX, with the parameters of torchvision's."""
+"""ResNet-18, ResNet-50 and ViT-B/16 in Flax NNX, as torchvision has them."""
 
 from __future__ import annotations
 

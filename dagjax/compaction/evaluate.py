@@ -109,7 +109,7 @@ class Evaluator:
         wires, atoms = self.channels.wires[step], step.eqn.invars
         ends = [end for pair in wires.contracted for end in pair] + [*wires.reduced]
         if step in self.channels.loose and any(
-            not np.isin(*(self._present(atoms[i], a) for i, a in pair)).any()
+            not np.isin(*[self._present(atoms[i], a) for i, a in pair]).any()  # pyright: ignore[reportArgumentType]
             for pair in wires.contracted
         ):
             return True
@@ -544,7 +544,7 @@ def _facts(table: Table, values: Array | None) -> Array | None:
     """Constants; of all other slices nothing is known."""
     if values is None:
         return None
-    return np.where(np.isnan(values), UNKNOWN, table.constants(values))
+    return np.where(np.isnan(values), UNKNOWN, np.asarray(table.constants(values)))
 
 
 def _is_inexact(atom: Any) -> bool:

@@ -58,7 +58,9 @@ def refuse_random(source: Source, masks: list[Any]) -> None:
     if not any(step.name.startswith(_RANDOM) for step in source.body.walk()):
         return
     for var, mask in zip(source.body.invars, masks, strict=False):
-        for axis, labels in enumerate(channels.at[var] if mask is not None else ()):
+        if mask is None:
+            continue
+        for axis, labels in enumerate(channels.at[var]):
             others = tuple(d for d in range(mask.ndim) if d != axis)
             gone = labels[~np.asarray(mask).any(others)]
             pinned = gone[channels.classes.of[gone] == channels.classes.pinned]
