@@ -9,12 +9,15 @@ from dagjax.compaction.compact import Compacted as Compacted
 from dagjax.compaction.compact import compact as compact
 from dagjax.compaction.cost import cost as cost
 from dagjax.compaction.explain import explain as explain
+from dagjax.compaction.lift import lift_prune as lift_prune
 from dagjax.compaction.prune import CompactionWarning as CompactionWarning
 from dagjax.compaction.prune import prune_units as prune_units
 from dagjax.compaction.prune import unit_scores as unit_scores
 from dagjax.compaction.saving import load as load
 from dagjax.compaction.saving import save as save
+from dagjax.compaction.sensitivity import sensitivity as sensitivity
 from dagjax.compaction.small import Small as Small
+from dagjax.compaction.sparsify import sparsify as sparsify
 from dagjax.compaction.trim import trim as trim
 from dagjax.compaction.units import Units as Units
 from dagjax.compaction.units import units as units

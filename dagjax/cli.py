@@ -198,6 +198,8 @@ def run_lottery(options: Lottery) -> None:
         )  # fmt: skip
     remember(out, options.net, data)
     print_result(console, result, out)
+    if result.compacted is not None:
+        console.print(result.compacted.sentence(), highlight=False)
     dense = float(result.record.test_metric["dense"].mean())
     if dense < MIN_ACCURACY.get(options.data, -np.inf):
         console.print(

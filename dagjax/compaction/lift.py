@@ -35,6 +35,7 @@ _SUMS = {"add": 1, "add_any": 1, "sub": -1}  # the sign of the second operand
 _SCALES = {"mul": (1, 0), "div": (1,)}  # which operand may be the factor
 _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type")
 _HELD = ("scan", "while", "cond")  # evaluated as they are
+_ROWS = 2**17  # of more rows of features only some are taken
 _CHUNK = 2**24  # entries of the features that are made at a time
 
 
@@ -159,7 +160,8 @@ def refit_kept(
 
     A parameter is refitted if a product or a convolution, and nothing else, reads it; a
     vector that is added to the result (a bias, the running mean of a batch norm) takes
-    up the intercept. The error of no node grows.
+    up the intercept. The error of no node grows. Where there are more than 131,072 rows
+    (pixels of all images) the fit is to every n-th of them.
 
     Args:
         net: A DAG, or a compacted network.
@@ -526,12 +528,14 @@ def _axes(eqn: Any, side: int, rank: int) -> tuple[tuple[int, ...], ...]:
     return batch, contracted, tuple(d for d in range(rank) if d not in taken)
 
 
-def _features(eqn: Any, side: int, x: Any) -> Any:
-    """`[R, G, K]`: what the rows of a product are linear in."""
+def _features(eqn: Any, side: int, x: Any, every: int = 1) -> Any:
+    """`[R, G, K]`: what a product is linear in; of its rows every n-th."""
     if eqn.primitive.name == "dot_general":
         batch, summed, free = _axes(eqn, 1 - side, x.ndim)
         moved = x.transpose(free + batch + summed)
-        return moved.reshape([_size(x, axes) for axes in (free, batch, summed)])
+        return moved.reshape([_size(x, axes) for axes in (free, batch, summed)])[
+            ::every
+        ]
     p, numbers = eqn.params, eqn.params["dimension_numbers"]
     batch, features, *space = numbers.lhs_spec
     x = _padded(x.transpose(batch, *space, features), p["padding"], p["lhs_dilation"])
@@ -541,7 +545,7 @@ def _features(eqn: Any, side: int, x: Any) -> Any:
     for place in np.ndindex(*window):
         axes = zip(place, p["rhs_dilation"], p["window_strides"], sizes, strict=True)
         spots = [slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in axes]
-        parts.append(x[(slice(None), *spots)])
+        parts.append(x[(slice(None), *spots)].reshape(-1, x.shape[-1])[::every])
     groups = p["feature_group_count"]
     many = _home(x).stack(parts, -2)
     many = many.reshape(-1, len(parts), groups, x.shape[-1] // groups)
@@ -717,22 +721,23 @@ class _Walk:
         count = many[found.rows[0]] if found.rows else 1
         width = sum(t.where.shape[0] * t.where.shape[1] for t in found.terms)
         step = max(1, _CHUNK * count // (len(error) * width))
+        every = max(1, len(error) // max(_ROWS, 32 * width)) | 1  # odd: all pixels
         gram, cross = 0.0, 0.0
         for low in range(0, count, step):
-            x = self._part(found, slice(low, low + step))
+            x = self._part(found, slice(low, low + step), every)
             part = slice(low * len(error) // count, (low + step) * len(error) // count)
             gram = gram + _product(x, x)
-            cross = cross + _product(x, error[part])
+            cross = cross + _product(x, error[part][::every])
         return np.asarray(gram), np.asarray(cross)
 
-    def _part(self, found: _Sum, part: slice) -> Any:
+    def _part(self, found: _Sum, part: slice, every: int) -> Any:
         """`[R, G, K]`: features of all terms for some rows, and ones for the shift."""
         parts = []
         for term in found.terms:
             eqn = self.steps[term.place]
             x = _local(self.operands(term.place)[1 - term.side])
             x = _sliced(eqn, term.side, x, part)
-            parts.append(term.sign * _features(eqn, term.side, x))
+            parts.append(term.sign * _features(eqn, term.side, x, every))
         for shift in found.shifts:
             ones = _home(parts[0]).ones_like(parts[0][..., :1])
             parts.append(shift[2] * ones)

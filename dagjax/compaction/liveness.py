@@ -109,7 +109,7 @@ class _Problem:
     def _found(self, facts: Any) -> Any:
         known = known_of(self.channels, facts)
         steps, reads = needed(self.channels, known)
-        return known, reads, *removable(self.channels, known, steps, self.units)
+        return known, reads, *removable(self.channels, known, steps, self.prunable)
 
     def _frozen(self, place: int, facts: Any, removed: Array) -> tuple[Array, ...]:
         """The facts that hold while the parameters that stay are trained."""
@@ -146,10 +146,17 @@ def units_of(channels: Channels, count: int) -> Array:
 
 
 def removable(
-    channels: Channels, known: Known, steps: Sequence[Step], units: Array
+    channels: Channels, known: Known, steps: Sequence[Step], prunable: int
 ) -> tuple[Array, Array]:
-    """`[classes]`: what can go, and what of it must be folded as a constant."""
-    classes = channels.classes
+    """`[classes]`: what can go, and what of it must be folded as a constant.
+
+    Args:
+        channels: The program.
+        known: The facts of its values.
+        steps: Those that are needed.
+        prunable: How many of its arguments are parameters.
+    """
+    classes, units = channels.classes, units_of(channels, prunable)
     bad, folded = np.zeros((2, classes.count), bool)
     loose = np.zeros(classes.count, bool)  # ties of kernels: they go with channels
     for step in steps:
@@ -163,7 +170,7 @@ def removable(
         removed = _with_channels(
             channels, known, steps, units & ~classes.spoil(bad), removed
         )
-    folded = classes.close(classes.spoil(folded) | _valued(channels, known))
+    folded = classes.close(classes.spoil(folded) | _valued(channels, known, prunable))
     for step in steps:
         for own, _, data in ties(channels, known, step):
             folded[classes.of[own[folded[classes.of[data]]]]] = True
@@ -259,10 +266,10 @@ def consumed(
         yield from _grouped(channels, known, step)
 
 
-def _valued(channels: Channels, known: Known) -> Array:
+def _valued(channels: Channels, known: Known, prunable: int) -> Array:
     """`[classes]`: those of which parameters make a constant that is not zero."""
     found = np.zeros(channels.classes.count, bool)
-    for var in channels.body.invars[: channels.free]:
+    for var in channels.body.invars[:prunable]:
         for labels, facts in zip(channels.at[var], known.of[var].axes, strict=True):
             if facts is not None:
                 held = known.table.is_constant(facts) & (facts != ZERO)

@@ -27,7 +27,6 @@ from dagjax.compaction.liveness import (
     met,
     needed,
     removable,
-    units_of,
 )
 from dagjax.compaction.program import Body, Step, is_literal
 from dagjax.compaction.source import Source, shape_of, source_of
@@ -90,9 +89,8 @@ class Cutting:
     def remember(self, source: Source, known: Known) -> Evaluator:
         """Keep the plan for the shapes of a program."""
         channels, ends = source.channels_of(self.coupled), source.body.invars
-        units = units_of(channels, self.prunable)
         steps, _ = needed(channels, known)
-        removed, _ = removable(channels, known, steps, units)
+        removed, _ = removable(channels, known, steps, self.prunable)
         kept = channels.kept(removed)
         if not all(map(_same, map(kept, ends), self.keeps)):
             raise CompactionError(

@@ -246,6 +246,26 @@ def _concatenate(eqn: Any) -> Wiring:
     return Wiring((tuple(wires),))
 
 
+def _stack(eqn: Any) -> Wiring:
+    along, count = eqn.params["axis"] % len(_out(eqn)), len(eqn.invars)
+    rest = [Same(tuple((i, d) for i in range(count))) for d in range(len(_shape(eqn)))]
+    return Wiring(((*rest[:along], NEW, *rest[along:]),))
+
+
+def _unstack(eqn: Any) -> Wiring:
+    along = eqn.params["axis"] % len(_shape(eqn))
+    rest = [Same(((0, d),)) for d in range(len(_shape(eqn))) if d != along]
+    return Wiring((tuple(rest),) * len(eqn.outvars), pinned=((0, along),))
+
+
+def _tile(eqn: Any) -> Wiring:
+    wires = [
+        Same(((0, d),)) if reps == 1 else Joined(((0, d, slice(None)),) * reps)
+        for d, reps in enumerate(eqn.params["reps"])
+    ]
+    return Wiring((tuple(wires),))
+
+
 def _slice(eqn: Any) -> Wiring:
     p = eqn.params
     steps = p["strides"] or (1,) * len(p["start_indices"])
@@ -357,6 +377,9 @@ _RULES: dict[str, Callable[[Any], Wiring]] = {
     "broadcast_in_dim": _broadcast,
     "iota": _iota,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
     "slice": _slice,
     "split": _split,
     "pad": _pad,

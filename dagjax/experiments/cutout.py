@@ -157,9 +157,9 @@ _BLANK = Cut(0, 0, Side(0, 0.0), Side(0, 0.0))
 
 
 def _from_arrays(tree: Any) -> Cut:
-    plain = jax.tree.map(lambda x: np.asarray(x).item(), tree)
-    sides = {name: Side(**plain.pop(name)) for name in ("dense", "small")}
-    return Cut(**plain, **sides)
+    plain: Any = jax.tree.map(lambda x: np.asarray(x).item(), tree)
+    sides = {name: Side(**plain[name]) for name in ("dense", "small")}
+    return Cut(**{**plain, **sides})
 
 
 class _Ticket(NamedTuple):
@@ -186,7 +186,7 @@ def _cut_seed(setup: Setup, ticket: _Ticket) -> Cut:
     dag = network(setup.model, ticket.start, ticket.data.x_train[:1])
     params = count_params(dag.params)
     try:
-        small = compact(dag, ticket.mask["params"])
+        small = cut_at(dag, ticket.mask["params"])
         dense, after = _side(dag), _side(small.net)
     except Exception as error:  # the experiment is done; this must not end it
         sides = Side(params, math.nan), Side(math.nan, math.nan)  # pyright: ignore
@@ -206,6 +206,32 @@ def network(model: Model, at: Trained, x: Any) -> DAG:
     """The network of a model at a point of training; its graph knows all spaces."""
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), model.graph, x))
     return DAG(shapes.graph, at.theta["params"], at.state)
+
+
+def cut_at(dag: DAG, mask: Any) -> Compacted:
+    """Compact a network that is yet to be trained.
+
+    A bias or a shift that is 0 only because it is initial is no constant: what goes is
+    found at other values. Where dead units would emit such shifts (batch norms), they
+    are taken as they are.
+
+    Args:
+        dag: The network at its rewound weights.
+        mask: Of its parameters.
+    """
+    filled = lambda tree: jax.tree.map(_filled, tree)
+    for hole in (filled, lambda tree: tree):
+        params = masks.tree_map(lambda m, x: _filled(x), mask, dag.params, hole=hole)
+        made = compact(dag.replace(params=params), mask)
+        if not made.net.state["folded"]:
+            break
+    own = made.index.gather(dag.params)  # pyright: ignore[reportPossiblyUnbound]
+    return made._replace(net=made.net.replace(params=own))  # pyright: ignore
+
+
+def _filled(x: Any) -> Any:
+    """A vector without zeros."""
+    return jnp.where(x == 0, jnp.asarray(0.01, x.dtype), x) if x.ndim == 1 else x
 
 
 def _side(net: Any) -> Side:

@@ -70,10 +70,10 @@ class Run:
         """Of the seed among all."""
         return self.seed - self.settings["first_seed"]
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The shape of a batch of one example."""
+    def example(self) -> jax.Array:
+        """A batch of one example, zeros."""
         inputs = self.record["inputs"]
-        return jax.ShapeDtypeStruct((1, *inputs["shape"]), inputs["dtype"])
+        return jnp.zeros((1, *inputs["shape"]), inputs["dtype"])
 
     def ticket(self, model: Model) -> Ticket:
         """The trained ticket.
@@ -128,17 +128,18 @@ def _found(folder: Path, record: Any, seed: int | None, number: int | None) -> R
     settings = record["settings"]
     first, count = settings["first_seed"], settings["seeds"]
     rounds = len(settings["densities"])
-    seed, number = first if seed is None else seed, rounds if number is None else number
-    if not first <= seed < first + count:
-        raise StoreError(f"seed {seed}: {folder} has {first} to {first + count - 1}")
-    if not 1 <= number <= rounds:
-        raise StoreError(f"round {number}: {folder} has 1 to {rounds} (0 is dense)")
-    if not (folder / TICKETS / f"round-{number}.npz").exists():
+    who = first if seed is None else seed
+    which = rounds if number is None else number
+    if not first <= who < first + count:
+        raise StoreError(f"seed {who}: {folder} has {first} to {first + count - 1}")
+    if not 1 <= which <= rounds:
+        raise StoreError(f"round {which}: {folder} has 1 to {rounds} (0 is dense)")
+    if not (folder / TICKETS / f"round-{which}.npz").exists():
         raise StoreError(
-            f"{folder} holds no trained tickets of round {number}: dagjax lottery "
+            f"{folder} holds no trained tickets of round {which}: dagjax lottery "
             "keeps those of the last round, and with --keep all those of every round"
         )
-    return Run(folder, record, seed, number)
+    return Run(folder, record, who, which)
 
 
 def _arcs(folder: Path) -> str:

@@ -39,8 +39,7 @@ def applied(mask: Any, params: Any) -> Any:
 
 
 def chosen(mask: Any, x: Any, other: Any) -> Any:
-    x = np.asarray(x)
-    return jnp.asarray(np.where(mask, x, np.asarray(other, x.dtype)))
+    return jnp.asarray(np.where(np.asarray(mask), np.asarray(x), np.asarray(other)))
 
 
 def left_of(cut: dj.Compacted) -> Any:
@@ -128,8 +127,9 @@ def error(got: Any, want: Any) -> float:
 def trained(net: Net, mask: Any, cut: dj.Compacted) -> Any:
     """The masked parameters, what is left of them moved as by training."""
     theta = applied(mask, net.params)
-    move = lambda x: np.asarray(x, np.float32) * 1.1 + 0.05
-    return jax.tree.map(lambda on, x: chosen(~on, x, move(x)), left_of(cut), theta)
+    move = lambda x: (np.asarray(x, np.float32) * 1.1 + 0.05).astype(x.dtype)
+    step = lambda on, m, x: chosen(on & np.asarray(m), move(x), x)
+    return jax.tree.map(step, left_of(cut), mask, theta)
 
 
 def check(name: str, mask: Any) -> dj.Compacted:

@@ -4,6 +4,7 @@ Most are functions of a dict of arrays: what they do is all there is to see. A s
 shapes gives their parameters; one-dimensional ones are never 0 or 1, as after training.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Net(NamedTuple):
 
 
 def filled(shapes: Any, seed: int = 0) -> Any:
-    """Generic values: kernels keep a signal alive, scales and variances are positive."""
+    """Generic values: kernels keep a signal alive, scales, variances are positive."""
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> Any:
@@ -52,10 +53,18 @@ def net(fn: Any, shapes: Any, *xs: Any, seed: int = 0) -> Net:
     """Traced from shapes; inputs are shapes or arrays."""
     given = tuple(normal(*x) if isinstance(x, tuple) else x for x in xs)
     params = filled(shapes, seed)
-    return Net(fn, params, given, dj.trace(fn, params, *given))
+
+    @functools.wraps(fn)
+    def run(*args: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):  # as users write
+            return fn(*args)
+
+    return Net(run, params, given, dj.trace(run, params, *given))
 
 
-def conv(x: Any, w: Any, strides: int = 1, padding: str = "SAME", **options: Any) -> Any:
+def conv(
+    x: Any, w: Any, strides: int = 1, padding: str = "SAME", **options: Any
+) -> Any:
     return lax.conv_general_dilated(
         x, w, (strides, strides), padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"), **options,
@@ -105,7 +114,13 @@ def plain(padding: str) -> Any:
         x = jax.nn.relu(conv(x, p["two"], padding=padding) + p["c"])
         return x.mean((1, 2)) @ p["head"]
 
-    shapes = {"one": (3, 3, 2, 6), "b": (6,), "two": (3, 3, 6, 5), "c": (5,), "head": (5, 3)}
+    shapes = {
+        "one": (3, 3, 2, 6),
+        "b": (6,),
+        "two": (3, 3, 6, 5),
+        "c": (5,),
+        "head": (5, 3),
+    }
     return net(run, shapes, (2, 6, 6, 2))
 
 
@@ -240,7 +255,14 @@ def mlp():
         x = jax.nn.gelu(x @ p["two"] + p["c"])
         return x @ p["head"] + p["d"]
 
-    shapes = {"one": (4, 8), "b": (8,), "two": (8, 6), "c": (6,), "head": (6, 3), "d": (3,)}
+    shapes = {
+        "one": (4, 8),
+        "b": (8,),
+        "two": (8, 6),
+        "c": (6,),
+        "head": (6, 3),
+        "d": (3,),
+    }
     return net(run, shapes, (2, 4))
 
 
@@ -290,7 +312,7 @@ def fused():
     """Queries, keys and values out of one matrix `(3, heads, size)`."""
 
     def run(p, x):
-        b, t, d = x.shape
+        b, t, _ = x.shape
         x = x @ p["embed"]
         qkv = (layer_norm(p["norm"], x) @ p["qkv"] + p["b"]).reshape(b, t, 3, 2, 4)
         q, k, v = (qkv[:, :, i] for i in range(3))
@@ -319,7 +341,7 @@ def rotary():
 
     def run(p, ids):
         x = p["table"][ids] + p["places"][: ids.shape[1]]
-        b, t, d = x.shape
+        b, t = ids.shape
         y = rms_norm(p["norm"], x)
         q = turned((y @ p["q"]).reshape(b, t, 4, 4))
         k = turned((y @ p["k"]).reshape(b, t, 2, 4))
@@ -399,7 +421,8 @@ def rules():
         return jnp.round(x * 4) / 4 * scale
 
     straight.defvjp(
-        lambda x, s: (straight(x, s), (x, s)), lambda res, g: (g * res[1], (g * res[0]).sum(0))
+        lambda x, s: (straight(x, s), (x, s)),
+        lambda res, g: (g * res[1], (g * res[0]).sum(0)),
     )
     table = jnp.asarray(np.random.default_rng(5).normal(size=(6,)), jnp.float32)
 
@@ -409,7 +432,8 @@ def rules():
         return straight(x, p["scale"]) @ p["head"]
 
     shapes = {
-        "one": (4, 6), "b": (6,), "two": (6, 5), "c": (5,), "scale": (5,), "head": (5, 3),
+        "one": (4, 6), "b": (6,), "two": (6, 5), "c": (5,), "scale": (5,),
+        "head": (5, 3),
     }  # fmt: skip
     return net(run, shapes, (2, 4))
 
@@ -575,9 +599,7 @@ def ranked(p, h):
 
 ODD: dict[str, Callable[[], Net]] = {
     "largest": lambda: layered(lambda p, h: jnp.tanh(h - h.max(-1, keepdims=True))),
-    "maxout": lambda: layered(
-        lambda p, h: h.reshape(3, 4, 2).max(-1), 8, down=(4, 3)
-    ),
+    "maxout": lambda: layered(lambda p, h: h.reshape(3, 4, 2).max(-1), 8, down=(4, 3)),
     "counted": lambda: layered(
         lambda p, h: h * (h >= 0).sum(-1, keepdims=True).astype(h.dtype)
     ),
@@ -594,13 +616,19 @@ ODD: dict[str, Callable[[], Net]] = {
     "batch_statistics": lambda: layered(batch_statistics, scale=(6,), c=(6,)),
     "class_token": lambda: layered(class_token, token=(6,), places=(4, 6)),
     "gru": lambda: layered(gru, 15, h=(5, 15), start=(5,), down=(5, 3)),
-    "permuted": lambda: layered(lambda p, h: jnp.tanh(h)[:, np.array([2, 0, 1, 5, 4, 3])]),
+    "permuted": lambda: layered(
+        lambda p, h: jnp.tanh(h)[:, np.array([2, 0, 1, 5, 4, 3])]
+    ),
     "strided": lambda: layered(
         lambda p, h: jnp.tanh(h)[:, ::2] * h[:, 1::2], down=(3, 3)
     ),
-    "repeated": lambda: layered(lambda p, h: jnp.repeat(jnp.cos(h), 2, 1), down=(12, 3)),
+    "repeated": lambda: layered(
+        lambda p, h: jnp.repeat(jnp.cos(h), 2, 1), down=(12, 3)
+    ),
     "rolled": lambda: layered(lambda p, h: jnp.roll(h, 2, -1) + jnp.flip(h, -1)),
-    "symmetric": lambda: layered(lambda p, h: jnp.tanh(h) @ (p["m"] + p["m"].T), m=(6, 6)),
+    "symmetric": lambda: layered(
+        lambda p, h: jnp.tanh(h) @ (p["m"] + p["m"].T), m=(6, 6)
+    ),
     "straight": lambda: layered(lambda p, h: h + lax.stop_gradient(jnp.sign(h) - h)),
     "spectrum": lambda: layered(lambda p, h: jnp.abs(jnp.fft.fft(h))),
 }

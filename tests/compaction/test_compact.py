@@ -11,6 +11,9 @@ from tests.compaction import masking, nets
 from tests.compaction.masking import applied, built, check, drawn, error, ones
 from tests.graph.nets import distance
 
+SLOW = ("linen", "nnx", "group_norm_fast", "layer_norm_fast", "dense_concat", "several")
+MOST = [name for name in nets.NETS if name not in SLOW]
+HARD = ("largest", "maxout", "counted", "log_sum", "outer", "standardized", "gru")
 
 # --- exactness ------------------------------------------------------------------------
 
@@ -24,7 +27,7 @@ def test_units(name):
     assert left <= sum(int(m.sum()) for m in jax.tree.leaves(mask))
 
 
-@pytest.mark.parametrize("name", [*nets.NETS, *nets.ODD])
+@pytest.mark.parametrize("name", [*MOST, *nets.ODD])
 def test_writers_alone(name):
     """Columns of kernels: biases and shifts stay, and make constants."""
     check(name, drawn(name, "writers", 0.5, seed=1))
@@ -35,7 +38,7 @@ def test_readers_alone(name):
     check(name, drawn(name, "readers", 0.6, seed=2))
 
 
-@pytest.mark.parametrize("name", ["residual", "layer_norm", "fused", *nets.ODD])
+@pytest.mark.parametrize("name", ["residual", "layer_norm", "fused", *HARD])
 def test_slices_of_all_arrays(name):
     """Rows, columns, biases, each drawn for itself."""
     check(name, drawn(name, "all sides", 0.7, seed=3))
@@ -114,9 +117,10 @@ def test_vmap(name):
     assert error(jax.jit(jax.vmap(lambda x: small(x)))(xs), want) <= 1
 
 
-@pytest.mark.parametrize("kind", ["groups", "writers"])
 @pytest.mark.parametrize(
-    "name", ["residual", "layer_norm", "softmaxed", "lstm", "rules", "scaled"]
+    ("name", "kind"),
+    [(name, "groups") for name in ("residual", "layer_norm", "softmaxed", "lstm")]
+    + [(name, "writers") for name in ("layer_norm", "rules", "scaled")],
 )
 def test_gradients(name, kind):
     """Those of what is left are those of the masked network, gathered."""
@@ -125,7 +129,10 @@ def test_gradients(name, kind):
     cut = dj.compact(net.dag, mask, verify=False)
     ours = lambda params: masking.loss(cut.net.replace(params=params)(*net.xs))
     theirs = lambda params: masking.loss(net.fn(params, *net.xs))
-    got, want = jax.jit(jax.grad(ours))(cut.net.params), jax.jit(jax.grad(theirs))(theta)
+    got, want = (
+        jax.jit(jax.grad(ours))(cut.net.params),
+        jax.jit(jax.grad(theirs))(theta),
+    )
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(want)) > 1e-2
     assert distance(got, cut.index.gather(want), scale=want) <= 1e-5
 
@@ -133,7 +140,10 @@ def test_gradients(name, kind):
 def test_derivatives_by_the_input():
     """Of a derivative rule of one's own too."""
     net, mask = built("rules"), drawn("rules", "groups")
-    small, theta = dj.compact(net.dag, mask, verify=False).net, applied(mask, net.params)
+    small, theta = (
+        dj.compact(net.dag, mask, verify=False).net,
+        applied(mask, net.params),
+    )
     slope = jax.jit(jax.grad(lambda x, net: masking.loss(net(x))))
     want = jax.jit(jax.grad(lambda x: masking.loss(net.fn(theta, x))))(*net.xs)
     assert distance(slope(*net.xs, small), want) <= 1e-5
@@ -142,7 +152,7 @@ def test_derivatives_by_the_input():
 # --- the index ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["several", "nnx", "half"])
+@pytest.mark.parametrize("name", ["several", "nnx"])
 def test_gather_after_scatter_is_the_identity(name):
     net = built(name)
     cut = dj.compact(net.dag, drawn(name, "groups"), verify=False)
@@ -171,7 +181,9 @@ def test_optimizer_states(name, transform):
     """Moments are gathered, counts pass."""
     net, tx = built(name), TRANSFORMS[transform]()
     grow = lambda s: jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + 1), s)
-    cut = dj.compact(net.dag, drawn(name, "groups"), grow(tx.init(net.params)), verify=False)
+    cut = dj.compact(
+        net.dag, drawn(name, "groups"), grow(tx.init(net.params)), verify=False
+    )
     want = grow(tx.init(cut.net.params))
     assert jax.tree.structure(cut.opt_state) == jax.tree.structure(want)
     pairs = zip(jax.tree.leaves(cut.opt_state), jax.tree.leaves(want), strict=True)
@@ -212,8 +224,8 @@ def test_no_new_program_for_new_values():
         count.append(0)
         return small(x)
 
-    for scale in (1.0, 2.0):
-        dag = net.dag.replace(params=jax.tree.map(lambda x: scale * x, net.params))
+    doubled = net.dag.replace(params=jax.tree.map(lambda x: 2 * x, net.params))
+    for dag in (net.dag, doubled):
         call(dj.compact(dag, mask, verify=False).net, *net.xs)
     assert len(count) == 1
 
@@ -262,7 +274,9 @@ def test_random_keys_are_inputs():
 def test_double_precision():
     with jax.enable_x64(True):
         net = built("layer_norm")
-        wide = lambda t: jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), t)
+        wide = lambda t: jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, np.float64)), t
+        )
         params, xs, mask = wide(net.params), wide(net.xs), drawn("layer_norm", "groups")
         small = dj.compact(dj.trace(net.fn, params, *xs), mask, verify=False).net
         want = masking.run_apart(net.fn, applied(mask, params), xs)
@@ -274,7 +288,9 @@ def test_another_image_size_is_no_silent_broadcast():
     import flax.linen as nn
 
     conv = nn.Conv(4, (3, 3))
-    graph = dj.series(conv, nn.tanh, nn.Conv(5, (3, 3)), nn.tanh, lambda x: x.mean((1, 2)))
+    graph = dj.series(
+        conv, nn.tanh, nn.Conv(5, (3, 3)), nn.tanh, lambda x: x.mean((1, 2))
+    )
     x = nets.normal(2, 4, 4, 2)
     dag = jax.eval_shape(lambda: dj.init(jax.random.key(0), graph, x))
     dag = dag.replace(params=nets.filled(dag.params))

@@ -198,6 +198,20 @@ def test_chunks_change_nothing(monkeypatch, device):
     assert np.allclose(*errors, rtol=1e-3)
 
 
+def test_some_rows_are_enough(monkeypatch):
+    """Of very many pixels every n-th is taken; errors are of all of them."""
+    graph = dj.series(nn.Conv(6, (3, 3)), jnp.tanh, nn.Conv(3, (3, 3)))
+    dag = nets.build(graph, ((16, 16, 2),)).dag
+    x = draw(40, 16, 16, 2)
+    whole = lift_prune(dag, x, {"density": 0.5})
+    monkeypatch.setattr(lift, "_ROWS", 1)
+    some = lift_prune(dag, x, {"density": 0.5})
+    assert not nets.same(some.net.params, whole.net.params)
+    all_, few = whole.report.fits[-1], some.report.fits[-1]
+    assert all_.after < 0.95 * all_.before
+    assert all_.after <= few.after <= 1.05 * all_.after
+
+
 def test_energy_of_units():
     """In numpy: root mean square of the activation times the norm of its readers."""
     dag = mlp()

@@ -1,5 +1,6 @@
 """The command line: what it writes, and one line where it refuses."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+import dagjax as dj
 from dagjax import cli
+from dagjax.experiments.store import Store
 
 CPU = ["--device", "cpu"]
 TINY = [
@@ -73,7 +76,7 @@ def test_a_run(folder, capsys):
     for text in ("dense", "ticket", "accuracy", "No weak ticket"):
         assert text in out
     pictures = {f"{name}.png" for name in ("accuracy", "curves", "masks", "graph")}
-    written = {"run.json", "arrays.npz", "masks.npz", "table.txt", "rounds"}
+    written = {"run.json", "arrays.npz", "masks.npz", "table.txt", "rounds", "tickets"}
     assert files(folder / "run") == pictures | written
     told = json.loads((folder / "run" / "run.json").read_text())
     assert told["finished"] is True
@@ -104,6 +107,50 @@ def test_a_run_of_regression(folder, capsys):
     [run] = (folder / "runs").iterdir()
     assert run.name.startswith("own_net-line-own_net-lines-weights-")
     assert "run.json" in files(run)
+
+
+def test_a_ticket_is_cut_out(folder, capsys, monkeypatch):
+    monkeypatch.setattr("dagjax.compaction.cost._latency", lambda *args: 1e-3)
+    own = ["--net", "own_net:net", "--data", "own_net:data", "--out", "run"]
+    cli.main(["lottery", *TINY, *own, "--prune", "units", "--no-compact"])
+    cli.main(["compact", "run", *CPU, "--seed", "2", "--batch-sizes", "4"])
+    told = capsys.readouterr().out
+    assert "The ticket at density" not in told
+    made = folder / "run" / "compact-seed2-round1"
+    assert (made / "cost.txt").read_text() in told
+    assert "before  385 (1.00)" in told  # 64 * 5 + 5 + 5 * 10 + 10
+    assert "after   160 (0.42)" in told  # 64 * 2 + 2 + 2 * 10 + 10
+    x = cli.load_data("own_net:data").x_test[:4]
+    assert dj.load(made / "network.zip")(x).shape == (4, 10)
+
+    (folder / "own_net.py").write_text(OWN.replace("(5, 10)", "(6, 10)"))
+    sys.modules.pop("own_net")
+    importlib.invalidate_caches()
+    for options, text in (
+        ([], "was trained; see --net"),
+        (["--net", "mlp"], "expected package.module:factory"),
+        (["--batch-sizes", "0"], "expected 1 or more"),
+        (["--round", "2"], "round 2: run has 1 to 1"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["compact", "run", *CPU, *options])
+        assert caught.value.code == 2
+        err = capsys.readouterr().err
+        assert text in err
+        assert err.count("\n") == 1
+
+
+def test_networks_of_the_zoo_are_remembered(folder):
+    """As they were made: with the shapes of the data, and the CPU's convolution."""
+    for name in ("lenet5", "own_net:net"):
+        data = cli.load_data("digits")
+        Store(folder).write_json("run", {"finished": True})
+        cli.remember(folder, name, data)
+        record = Store(folder).read_json("run")
+        assert cli.remembered(record, None) == cli.load_net(name, data)
+    with pytest.raises(ValueError, match="started from Python"):
+        cli.remembered({}, None)
+    assert cli.remembered({}, "own_net:net") == cli.load_net("own_net:net", None)
 
 
 # --- refusals ---------------------------------------------------------------------
