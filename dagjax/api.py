@@ -229,7 +229,7 @@ def lottery(
     experiment = Experiment(
         setup, make_keys(seeds, first_seed), data, densities,
         _open(out, settings, resume), told, ticker, len(controls),
-        _tickets(out, resume), keep,
+        tickets=_tickets(out, resume), keep=keep,
     )  # fmt: skip
     tickets = experiment.rounds()
     branches = {name: experiment.branch(name, tickets) for name in controls}

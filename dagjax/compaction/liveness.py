@@ -97,7 +97,8 @@ class _Problem:
         ]
         known, reads, removed, folded = self._found(facts)
         while constants or folded.any():  # what stays may be trained: it is not fixed
-            facts = [self._frozen(i, f, removed) for i, f in enumerate(facts)]
+            rows = zip(facts, slices, strict=True)
+            facts = [self._frozen(i, *row, removed) for i, row in enumerate(rows)]
             before = removed
             known, reads, removed, folded = self._found(facts)
             if (removed == before).all():
@@ -111,15 +112,17 @@ class _Problem:
         steps, reads = needed(self.channels, known)
         return known, reads, *removable(self.channels, known, steps, self.prunable)
 
-    def _frozen(self, place: int, facts: Any, removed: Array) -> tuple[Array, ...]:
-        """The facts that hold while the parameters that stay are trained."""
+    def _frozen(
+        self, place: int, facts: Any, alive: Any, removed: Array
+    ) -> tuple[Array, ...]:
+        """The facts that hold while the parameters that stay are trained.
+
+        What is zero by its mask stays so; a bias that happens to be zero need not.
+        """
         other = np.inf if place < self.prunable else np.nan
-        if not self.axes[place]:
-            return tuple(np.where(f == 0, f, other) for f in facts)
-        return tuple(
-            np.where(removed[of] | (f == 0), f, other)
-            for f, of in zip(facts, self.axes[place], strict=True)
-        )
+        gone = [removed[of] for of in self.axes[place]] or [np.zeros(1, bool)]
+        rows = zip(facts, alive, gone, strict=True)
+        return tuple(np.where(g | ~a, f, other) for f, a, g in rows)
 
     def _facts(self, place: int, alive: Any, constants: bool) -> tuple[Array, ...]:
         facts = tuple(np.where(a, np.nan, 0.0) for a in alive)

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import dagjax as dj
-from dagjax.compaction import lift
+from dagjax.compaction import features, refit
 from dagjax.compaction.lift import energy, lift_prune, refit_kept
 from tests.graph import nets
 
@@ -152,10 +152,10 @@ def test_convolutions_are_linear_in_their_features(name):
     x, kernel = draw(*size), draw(*shape)
     conv = lambda x, w: lax.conv_general_dilated(x, w, **options)
     (eqn,) = jax.make_jaxpr(conv)(x, kernel).jaxpr.eqns
-    features = lift._features(eqn, 1, np.asarray(x))
-    moved = lift._as_kernel(eqn, 1, np.asarray(kernel))
-    got = np.einsum("rgk,gkm->rgm", features, moved)
-    rows, columns = lift._layout(eqn, 1)
+    made = features.features(eqn, 1, np.asarray(x))
+    moved = features.as_kernel(eqn, 1, np.asarray(kernel))
+    got = np.einsum("rgk,gkm->rgm", made, moved)
+    rows, columns = features.layout(eqn, 1)
     want = np.asarray(conv(x, kernel)).transpose(rows + columns)
     assert nets.distance(got.reshape(want.shape), want) <= 1e-5
 
@@ -189,9 +189,10 @@ def test_chunks_change_nothing(monkeypatch, device):
     x = draw(40, 8, 8, 1)
     whole = lift_prune(case.dag, x, {"density": 0.6}, ridge=0.1)
     if device:
-        monkeypatch.setattr(lift, "_local", lambda x: x)
+        for module in (features, refit):
+            monkeypatch.setattr(module, "local", lambda x: x)
     else:
-        monkeypatch.setattr(lift, "_CHUNK", 5_000)
+        monkeypatch.setattr(refit, "CHUNK", 5_000)
     parts = lift_prune(case.dag, x, {"density": 0.6}, ridge=0.1)
     assert nets.distance(parts.net.params, whole.net.params) <= 1e-3
     errors = [[f.after for f in found.report.fits] for found in (whole, parts)]
@@ -204,7 +205,7 @@ def test_some_rows_are_enough(monkeypatch):
     dag = nets.build(graph, ((16, 16, 2),)).dag
     x = draw(40, 16, 16, 2)
     whole = lift_prune(dag, x, {"density": 0.5})
-    monkeypatch.setattr(lift, "_ROWS", 1)
+    monkeypatch.setattr(refit, "ROWS", 1)
     some = lift_prune(dag, x, {"density": 0.5})
     assert not nets.same(some.net.params, whole.net.params)
     all_, few = whole.report.fits[-1], some.report.fits[-1]

@@ -331,7 +331,7 @@ def planned(monkeypatch):
     """Nothing is trained; how many controls would have been."""
     seen = []
 
-    def stop(*args):
+    def stop(*args, **kept):
         seen.append(args[-1])
         raise Stop
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction import lift
+from dagjax.compaction import lift, refit
 from tests.graph import nets
 
 RIDGE, WIDTH = 1e-3, 6
@@ -96,7 +96,7 @@ def test_with_and_without_cache():
 
 def evaluations(depth, monkeypatch):
     """How often a primitive is evaluated, counted where it happens."""
-    calls, bind = [], lift.bind
+    calls, bind = [], refit.bind
 
     def counted(eqn, values, **changes):
         calls.append(eqn)
@@ -104,7 +104,7 @@ def evaluations(depth, monkeypatch):
 
     dag, x = chain(depth)
     with monkeypatch.context() as patch:
-        patch.setattr(lift, "bind", counted)
+        patch.setattr(refit, "bind", counted)
         found = lift.refit_kept(dag, mask_of(dag), x, ridge=RIDGE)
     assert found.report.evaluations == len(calls)
     assert max(map(calls.count, calls)) <= 3  # dense, pruned, refitted
