@@ -162,15 +162,14 @@ class Known:
 
     def _step(self, step: Step) -> list[Fact]:
         name = step.name
+        if not self.channels.wires[step].known:
+            return [Fact((None,) * len(v.aval.shape)) for v in step.eqn.outvars]
         if name in ELEMENTWISE and len(step.eqn.outvars) == 1:
             return [self._elementwise(step)]
         if name in ("dot_general", "conv_general_dilated"):
             return [self._contraction(step)]
         if name == "reshape":
             return [self._reshape(step)]
-        if not self.channels.wires[step].known:
-            blank = [(None,) * len(v.aval.shape) for v in step.eqn.outvars]
-            return [Fact(axes) for axes in blank]
         return self._moved(step)
 
     # --- elementwise -----------------------------------------------------------------

@@ -91,6 +91,10 @@ def wiring(eqn: Any) -> Wiring:
 _ODD = frozenset(("bitcast_convert_type", "optimization_barrier"))
 
 
+def _bitcast(eqn: Any) -> Wiring:
+    return _elementwise(eqn) if _shape(eqn) == _out(eqn) else _unknown(eqn)
+
+
 def _shape(eqn: Any, operand: int = 0) -> tuple[int, ...]:
     return eqn.invars[operand].aval.shape
 
@@ -387,6 +391,7 @@ _RULES: dict[str, Callable[[Any], Wiring]] = {
     "dynamic_update_slice": _dynamic_update,
     "gather": _gather,
     "optimization_barrier": _barrier,
+    "bitcast_convert_type": _bitcast,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
     **dict.fromkeys(
         ("reduce_prod", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"),

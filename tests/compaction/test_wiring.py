@@ -194,6 +194,10 @@ CASES = {
     ),
     "shuffle": case(lambda x, w: shuffle(x) @ w, (2, 6), (6, 3), atoms=2 + 3 + 2 + 3),
     "transpose": case(lambda x: x.transpose(2, 0, 1), (2, 3, 4), atoms=9),
+    "bitcast": case(lambda x: lax.bitcast_convert_type(x, jnp.int32), (3, 4), atoms=7),
+    "bitcast narrower": case(
+        lambda x: lax.bitcast_convert_type(x, jnp.int16), (3, 4), atoms=0
+    ),
     "squeeze": case(lambda x: lax.squeeze(x, (1,)), (3, 1, 4), atoms=7),
     "rev": case(lambda x: lax.rev(x, (1,)), (3, 4), atoms=7),
     "rev added": case(lambda x: x + lax.rev(x, (1,)), (3, 4), atoms=5),
