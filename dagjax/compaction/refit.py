@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import linalg
 
 from dagjax.compaction.evaluate import bind, bind_whole
 from dagjax.compaction.features import axes_of, features, home, local, size
@@ -278,6 +277,8 @@ def _solved(gram: Array, cross: Array, allowed: Array, ridge: Array) -> Array:
 
 def _symmetric(a: Array, b: Array) -> Array:
     """`a^-1 b`; of least norm where rounding has made `a` indefinite."""
+    from scipy import linalg  # it loads scipy.sparse
+
     try:
         return linalg.cho_solve(linalg.cho_factor(a), b)
     except linalg.LinAlgError:
