@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 
 from dagjax.compaction.compact import mask_leaves, masked
 from dagjax.compaction.evaluate import bind, bind_whole
@@ -212,6 +211,8 @@ def _run(source: Source, args: list[Any], rows: dict[int, Any]) -> list[Any]:
 
 def _product(step: Step, x: Any, entries: Any, where: Any) -> Any:
     """`x @ w = (w^T x^T)^T`."""
+    from jax.experimental import sparse  # it loads scipy.sparse
+
     columns, starts = where
     ins, outs = step.eqn.invars[1].aval.shape
     matrix = sparse.BCSR((entries, columns, starts), shape=(outs, ins))
