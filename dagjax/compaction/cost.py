@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dagjax.compaction.source import example_of, source_of
+from dagjax.compaction.source import batch_of, example_of, resized, source_of
 from dagjax.compaction.units import units
 from dagjax.compaction.verify import random_inputs
 from dagjax.graph.dag import count_params
@@ -103,14 +103,9 @@ def cost(
 
 def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
     inputs = example_of(net)
-    old = next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), 1)
-    old = int(old)
-    batch = int(batch or old)
-    inputs = jax.tree.map(
-        lambda x: x.update(shape=(batch, *x.shape[1:])) if x.shape[:1] == (old,) else x,
-        inputs,
-    )
-    xs = random_inputs(source_of(net, inputs))
+    old = batch_of(inputs) or 1
+    batch = batch or old
+    xs = random_inputs(source_of(net, resized(inputs, batch)))
     compiled = jax.jit(lambda net, xs: net(*xs)).lower(net, xs).compile()
     analysis = compiled.cost_analysis() or {}
     held = jax.tree.leaves((net.params, net.state))

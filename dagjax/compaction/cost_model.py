@@ -38,10 +38,6 @@ class Terms:
         """`[terms]` when the classes `gone` are cut out."""
         return self.coefficients * self.kept(gone)[self.dims].prod(1)
 
-    def total(self, gone: Array) -> float:
-        """The sum."""
-        return float(self.values(gone).sum())
-
     def saved(self, gone: Array) -> Array:
         """`[classes]`: what one more of a class saves, to first order."""
         found, counts = np.zeros(len(gone)), self.kept(gone)[self.dims]

@@ -9,7 +9,7 @@ from typing import Any
 from jax.extend import core
 
 from dagjax.graph.tracing.errors import line_of
-from dagjax.graph.tracing.flatten import called, enters
+from dagjax.graph.tracing.flatten import Named, called, enters
 
 # Calls that keep a meaning of their own (a derivative rule, rematerialization).
 CALLS = frozenset(
@@ -20,7 +20,7 @@ CALLS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class Step(Named):
     """An equation whose variables belong to one program alone.
 
     Args:
@@ -32,20 +32,10 @@ class Step:
     bodies: tuple[Body, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Its primitive."""
-        return self.eqn.primitive.name
-
-    @property
     def where(self) -> str:
         """What a message says of its place: its arc or scope, and the user's line."""
         scope = str(self.eqn.source_info.name_stack)
         return (f" in {scope!r}" if scope else "") + line_of(self.eqn)
-
-    @property
-    def reads(self) -> list[Any]:
-        """The variables that it reads."""
-        return [v for v in self.eqn.invars if not is_literal(v)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

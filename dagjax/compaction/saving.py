@@ -16,7 +16,7 @@ import numpy as np
 from jax import export
 
 from dagjax.compaction.channels import CompactionError
-from dagjax.compaction.source import example_of
+from dagjax.compaction.source import batch_of, example_of, resized
 from dagjax.graph.tracing.naming import path_of
 
 _FORMAT = "dagjax network 1"
@@ -92,21 +92,18 @@ def save(
 def _exported(net: Any, batch: int, platforms: Any) -> Any:
     """The network at a batch size, a function of `{path: array}` and inputs."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(net.params)
-    inputs = example_of(net)
+    inputs = resized(example_of(net), batch)
     form = jax.tree.structure(inputs)
-    old = next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), None)
 
     def run(params: dict[str, Any], *xs: Any) -> list[Any]:
         held = tree.unflatten([params[path_of(p)] for p, _ in leaves])
         made = net.replace(params=held)(*form.unflatten(xs))
         return jax.tree.leaves(made)
 
-    sized = [
-        x.update(shape=(batch, *x.shape[1:])) if x.shape[:1] == (old,) else x
-        for x in jax.tree.leaves(inputs)
-    ]
     shapes = {path_of(p): jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in leaves}
-    return export.export(jax.jit(run), platforms=platforms)(shapes, *sized)
+    return export.export(jax.jit(run), platforms=platforms)(
+        shapes, *jax.tree.leaves(inputs)
+    )
 
 
 def load(path: str | Path) -> Saved:
@@ -149,7 +146,7 @@ class _Programs:
         self.programs = programs
 
     def __call__(self, params: Any, *xs: Any) -> Any:
-        batch = next((x.shape[0] for x in xs if x.ndim), None)
+        batch = batch_of(xs)
         if batch not in self.programs and len(self.programs) > 1:
             raise CompactionError(
                 f"the network was saved for batch sizes {[*self.programs]}, got "

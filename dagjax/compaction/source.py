@@ -94,6 +94,18 @@ def example_of(net: Any) -> tuple[Any, ...]:
     )
 
 
+def resized(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """Shapes of inputs at another batch size, the first axis of the first of them."""
+    old = batch_of(inputs)
+    size = lambda x: x.update(shape=(batch, *x.shape[1:]))
+    return jax.tree.map(lambda x: size(x) if x.shape[:1] == (old,) else x, inputs)
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int | None:
+    """The batch size of inputs, None if none has an axis."""
+    return next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), None)
+
+
 def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     """The shape of an array, or of what becomes one."""
     if not hasattr(x, "dtype"):

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.compact import mask_leaves, masked
-from dagjax.compaction.evaluate import bind, bind_whole
 from dagjax.compaction.program import Step, is_literal
+from dagjax.compaction.small import values_in
 from dagjax.compaction.source import Source, shape_of, source_of
 from dagjax.graph.dag import count_params
 from dagjax.graph.tracing.naming import path_of
@@ -193,23 +193,17 @@ def _entries(x: Any, kept: np.ndarray) -> tuple[Any, Any]:
 
 def _run(source: Source, args: list[Any], rows: dict[int, Any]) -> list[Any]:
     """The program, products with sparse matrices by their entries."""
-    body = source.body
-    env = {**dict(zip(body.invars, args, strict=True)), **body.consts}
-    held = {body.invars[place]: where for place, where in rows.items()}
-    for step in body.steps:
-        values = [a.val if is_literal(a) else env[a] for a in step.eqn.invars]
-        if any(v in held for v in step.reads):
-            made = [_product(step, *values, held[step.eqn.invars[1]])]
-        elif step.bodies:
-            made = bind_whole(step.eqn, *values)
-        else:
-            made = bind(step.eqn, values)
-            made = made if step.eqn.primitive.multiple_results else [made]
-        env |= dict(zip(step.eqn.outvars, made, strict=True))
-    return [a.val if is_literal(a) else env[a] for a in body.outvars]
+    held = {source.body.invars[place]: where for place, where in rows.items()}
+    rules = {
+        step: functools.partial(_product, step, held[step.eqn.invars[1]])
+        for step in source.body.steps
+        if not held.keys().isdisjoint(step.reads)
+    }
+    env = values_in(source.body, args, rules)
+    return [a.val if is_literal(a) else env[a] for a in source.body.outvars]
 
 
-def _product(step: Step, x: Any, entries: Any, where: Any) -> Any:
+def _product(step: Step, where: Any, x: Any, entries: Any) -> Any:
     """`x @ w = (w^T x^T)^T`."""
     from jax.experimental import sparse  # it loads scipy.sparse
 

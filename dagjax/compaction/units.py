@@ -74,8 +74,9 @@ class Units(Mapping[str, Group]):
         groups: In the order of evaluation; the last may be that of whole arcs.
         source: The program of the network.
         paths: The parameters.
-        total_flops: Operations of products and convolutions of the network.
-        total_params: Its parameters.
+        tree: Their structure.
+        terms: Operations and parameters as functions of what is cut.
+        arcs: `{arc: places of its parameters}` of arcs that can go.
     """
 
     groups: dict[str, Group]
@@ -227,15 +228,21 @@ def units(net: Any) -> Units:
     source = source_of(net)
     named = jax.tree_util.tree_leaves_with_path(net.params)
     paths = tuple(path_of(path) for path, _ in named)
-    channels = source.channels
-    terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
-    found = _groups(source, paths, terms)
+    terms, found = _measured(source, paths)
     tree = jax.tree.structure(net.params)
     arcs = _arcs(net)
-    whole = Units(found, source, paths, tree, terms, arcs)
+    whole = Units({**found}, source, paths, tree, terms, arcs)
     return (
         dataclasses.replace(whole, groups=found | _arc_group(whole)) if arcs else whole
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _measured(source: Source, paths: tuple[str, ...]) -> Any:
+    """The cost and the groups of a program: scores do not enter, so found once."""
+    channels = source.channels
+    terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
+    return terms, _groups(source, paths, terms)
 
 
 def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Group]:

@@ -23,17 +23,10 @@ class Remat:
     eqn: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Equation:
-    """An equation of the flat program.
-
-    Args:
-        eqn: The equation; its variables belong to the flat program.
-        inside: The rematerialized calls that it came out of, outermost first.
-    """
+class Named:
+    """What one asks of something that holds an equation `eqn`."""
 
     eqn: Any
-    inside: tuple[Remat, ...] = ()
 
     @property
     def name(self) -> str:
@@ -44,6 +37,19 @@ class Equation:
     def reads(self) -> list[Any]:
         """The variables that it reads, literals left out."""
         return [v for v in self.eqn.invars if not isinstance(v, core.Literal)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation(Named):
+    """An equation of the flat program.
+
+    Args:
+        eqn: The equation; its variables belong to the flat program.
+        inside: The rematerialized calls that it came out of, outermost first.
+    """
+
+    eqn: Any
+    inside: tuple[Remat, ...] = ()
 
     @property
     def scope(self) -> str:
