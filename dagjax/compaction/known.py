@@ -65,8 +65,11 @@ class Table:
         """The facts of slices that equal numbers: NaN is FIXED, infinity UNKNOWN."""
         if values is None:
             return None
-        number = lambda v: UNKNOWN if math.isinf(v) else self.constant(v)
-        return np.array([number(v) for v in values.tolist()], int)
+        found = np.where(np.isnan(values), FIXED, UNKNOWN)
+        plain = np.isfinite(values)
+        kinds, back = np.unique(values[plain], return_inverse=True)
+        found[plain] = np.array([self.constant(v) for v in kinds.tolist()], int)[back]
+        return found
 
     def expression(self, step: Step, axis: int, operands: Sequence[int]) -> int:
         """The fact that a slice is what a step makes of facts."""
@@ -198,38 +201,39 @@ class Known:
 
     def _combined(self, step: Step, axis: int, columns: list[Array]) -> Array:
         """The facts of slices from the facts of the operands' slices."""
-        keys, back = _kinds(columns, len(self.table.values) + 1)
-        columns, table = [*keys], self.table
-        found = np.zeros(keys.shape[1], int)
-        named = np.stack([c >= 0 for c in columns])
-        safe = [np.maximum(c, 0) for c in columns]
-        fixed = np.stack([table.is_fixed(c) for c in safe]) & named
-        constant = np.stack([table.is_constant(c) for c in safe]) & named
-        found[fixed.all(0)] = FIXED
-        if (chosen := constant.all(0)).any():
-            found[chosen] = self._evaluated(step, [c[chosen] for c in columns])
-        if axis >= 0:
-            alike = ((constant | ~fixed) & (keys != UNKNOWN)).all(0) & ~constant.all(0)
-            for i in np.flatnonzero(alike & (found == UNKNOWN)):
-                found[i] = table.expression(step, axis, keys[:, i].tolist())
-        if step.name in _ABSORBING:
-            found[(keys == ZERO).any(0)] = ZERO
-        elif step.name == "div":
-            found[keys[0] == ZERO] = ZERO
-        elif step.name == "select_n":
-            same = (keys[1:] == keys[1]).all(0) & constant[1]
-            found[same] = keys[1][same]
-        return found[back]
+        kinds, back = _kinds(columns, len(self.table.values) + 1)
+        found = [self._of_kind(step, axis, kind) for kind in kinds]
+        open_ = [i for i, fact in enumerate(found) if fact is None]
+        made = self._evaluated(step, [kinds[i] for i in open_])
+        for i, fact in zip(open_, made, strict=True):
+            found[i] = fact
+        return np.array(found, int)[back]
 
-    def _evaluated(self, step: Step, columns: list[Array]) -> list[int]:
+    def _of_kind(self, step: Step, axis: int, kind: tuple[int, ...]) -> int | None:
+        """The fact that facts of the operands give; None: to be evaluated."""
+        table, name = self.table, step.name
+        if (name in _ABSORBING and ZERO in kind) or (name == "div" and kind[0] == ZERO):
+            return ZERO
+        number = [fact >= 0 and table.is_number(fact) for fact in kind]
+        if name == "select_n" and number[1] and len({*kind[1:]}) == 1:
+            return kind[1]
+        if all(number):
+            return None
+        if all(n or fact == FIXED for n, fact in zip(number, kind, strict=True)):
+            return FIXED
+        if axis < 0 or UNKNOWN in kind or FIXED in kind:
+            return UNKNOWN
+        return table.expression(step, axis, kind)
+
+    def _evaluated(self, step: Step, kinds: list[tuple[int, ...]]) -> list[int]:
         """What a primitive makes of constants."""
-        if step.name in _PASSING:
-            return columns[0].tolist()
-        count, values = len(columns[0]), np.asarray(self.table.values)
+        if step.name in _PASSING or not kinds:
+            return [kind[0] for kind in kinds]
+        count, values = len(kinds), np.asarray(self.table.values)
         size = _PADDED ** math.ceil(math.log(max(count, 2), _PADDED))
         operands = [
-            np.resize(values[column], size).astype(atom.aval.dtype)
-            for column, atom in zip(columns, step.eqn.invars, strict=True)
+            np.resize(values[[*column]], size).astype(atom.aval.dtype)
+            for column, atom in zip(zip(*kinds), step.eqn.invars, strict=True)
         ]
         with jax.ensure_compile_time_eval():
             made = step.eqn.primitive.bind(*operands, **step.eqn.params)
@@ -477,13 +481,16 @@ class Known:
         return [*carry, *map(self._certain, ys)]
 
 
-def _kinds(columns: list[Array], count: int) -> tuple[Array, Array]:
+def _kinds(columns: list[Array], count: int) -> tuple[list[tuple[int, ...]], Any]:
     """The different columns of facts below `count`, and where each of them stands."""
     code = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         code = code * (count + 1) + column + 1
-    _, first, back = np.unique(code, return_index=True, return_inverse=True)
-    return np.stack([column[first] for column in columns]), back
+    if (code == code[0]).all():
+        first, back = np.zeros(1, int), np.zeros(len(code), int)
+    else:
+        _, first, back = np.unique(code, return_index=True, return_inverse=True)
+    return [*zip(*(c[first].tolist() for c in columns), strict=True)], back
 
 
 def _equal(one: Fact, two: Fact) -> bool:

@@ -78,13 +78,13 @@ class DAG:
             train: Static mode flag, handed to modules that take one.
             key: For random arcs in train mode; each arc draws from its own stream.
         """
-        form, state = self.graph.form, self.graph.form.context(xs, self.state)
-        values = start(self.graph, xs)
+        form, values = self.graph.form, start(self.graph, xs)
+        state = form.located(self.params, form.context(xs, self.state), values)
         self.graph.select(gates or ())  # names that do not exist
         values, state = climb(
             self.graph, self.params, state, values, gates=gates, train=train, key=key
         )
-        net = self.replace(state=form.located(self.params, state, values))
+        net = self.replace(state=state)
         shown = lambda node: net.read(node, values[node])
         return form.result(shown, self.graph.outputs, net)
 

@@ -57,6 +57,12 @@ class Request:
         held = () if self.state is None else (self.state,)
         return (self.params, *held, *self.inputs)
 
+    @functools.cached_property
+    def trees(self) -> dict[str, Any]:
+        """The structures of the parameters and of the state."""
+        whole = {"params": self.params, "user": self.state}
+        return {name: jax.tree.structure(tree) for name, tree in whole.items()}
+
 
 Leaves = dict[str, list[Any]]
 
@@ -123,13 +129,17 @@ def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
     """The leaves of the parameters and of each part of the state, in traced order."""
     trees = {"params": params, **{k: v for k, v in state.items() if k != "here"}}
     traced = {"params": request.params, "user": request.state}
-    return {name: _aligned(traced.get(name), tree) for name, tree in trees.items()}
+    return {
+        name: _aligned(traced.get(name), request.trees.get(name), tree)
+        for name, tree in trees.items()
+    }
 
 
-def _aligned(traced: Any, tree: Any) -> list[Any]:
+def _aligned(traced: Any, form: Any, tree: Any) -> list[Any]:
     """Leaves in the order of the traced tree; a tree with more of them is no harm."""
-    if traced is None or jax.tree.structure(traced) == jax.tree.structure(tree):
-        return jax.tree.leaves(tree)
+    leaves, here = jax.tree.flatten(tree)
+    if traced is None or form == here:
+        return leaves
     found = dict(jax.tree_util.tree_leaves_with_path(tree))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced)]
     return [found.get(path) for path in paths]
