@@ -232,8 +232,8 @@ class Known:
         count, values = len(kinds), np.asarray(self.table.values)
         size = _PADDED ** math.ceil(math.log(max(count, 2), _PADDED))
         operands = [
-            np.resize(values[[*column]], size).astype(atom.aval.dtype)
-            for column, atom in zip(zip(*kinds), step.eqn.invars, strict=True)
+            np.resize(values[column], size).astype(atom.aval.dtype)
+            for column, atom in zip(np.array(kinds).T, step.eqn.invars, strict=True)
         ]
         with jax.ensure_compile_time_eval():
             made = step.eqn.primitive.bind(*operands, **step.eqn.params)

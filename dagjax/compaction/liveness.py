@@ -76,19 +76,21 @@ class _Problem:
         self.silent = np.zeros(self.classes.count, bool)
 
     def solve(self, constants: bool) -> Liveness:
-        live = [None if m is None else np.array(m, bool) for m in self.masks]
+        live = [None if m is None else np.asarray(m) for m in self.masks]
         while True:
-            found = self._round(live, constants)
+            slices = [
+                [_along(m, d, n) for d, n in enumerate(np.shape(x) or (1,))]
+                for m, x in zip(live, self.leaves, strict=True)
+            ]
+            found = self._round(live, slices, constants)
             dead = found.removed & ~found.folded
-            pairs = zip(live, self.axes, strict=True)
-            if not any([_clear(m, axes, dead) for m, axes in pairs]):
+            rows = zip(live, self.axes, slices, strict=True)
+            left = [_cleared(m, axes, alive, dead) for m, axes, alive in rows]
+            if all(a is b for a, b in zip(live, left, strict=True)):
                 return found
+            live = left
 
-    def _round(self, live: list[Any], constants: bool) -> Liveness:
-        slices = [
-            [_along(m, d, n) for d, n in enumerate(np.shape(x) or (1,))]
-            for m, x in zip(live, self.leaves, strict=True)
-        ]
+    def _round(self, live: list[Any], slices: list[Any], constants: bool) -> Liveness:
         for axes, alive in zip(self.axes, slices, strict=True):
             for of, any_alive in zip(axes, alive, strict=False):
                 self.silent[of[~any_alive]] = True
@@ -318,15 +320,16 @@ def _along(mask: Array | None, axis: int, size: int) -> Array:
     return np.asarray(mask.any(tuple(d for d in range(mask.ndim) if d != axis)))
 
 
-def _clear(mask: Array | None, axes: Sequence[Array], dead: Array) -> bool:
-    """Forget the entries of dead channels; whether any was alive."""
-    changed = False
+def _cleared(
+    mask: Array | None, axes: Sequence[Array], alive: Sequence[Array], dead: Array
+) -> Array | None:
+    """The mask without the entries of dead channels; itself if none was alive."""
     if mask is None:
-        return changed
+        return mask
+    left = mask
     for place, of in enumerate(axes):
-        gone = dead[of]
+        gone = dead[of] & alive[place]
         if gone.any():
-            index = (slice(None),) * place + (gone,)
-            changed = changed or bool(mask[index].any())
-            mask[index] = False
-    return changed
+            left = left.copy() if left is mask else left
+            left[(slice(None),) * place + (gone,)] = False
+    return left

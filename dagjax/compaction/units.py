@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.labels import Array
 from dagjax.compaction.source import Source, source_of
 from dagjax.graph.dag import DAG
+from dagjax.graph.topology import Graph
 from dagjax.graph.tracing.naming import path_of
 
 ARCS = "arcs"  # the group whose units are whole branches
@@ -225,24 +227,23 @@ def units(net: Any) -> Units:
         Dense      1      8            8          28  Dense/bias, Dense/kernel, ...
         8 units in 1 groups; 67 parameters, 0.00 MFLOPs
     """
-    source = source_of(net)
-    named = jax.tree_util.tree_leaves_with_path(net.params)
-    paths = tuple(path_of(path) for path, _ in named)
-    terms, found = _measured(source, paths)
-    tree = jax.tree.structure(net.params)
-    arcs = _arcs(net)
-    whole = Units({**found}, source, paths, tree, terms, arcs)
-    return (
-        dataclasses.replace(whole, groups=found | _arc_group(whole)) if arcs else whole
-    )
+    graph = net.graph if isinstance(net, DAG) else None
+    return _units(source_of(net), jax.tree.structure(net.params), graph)
 
 
 @functools.lru_cache(maxsize=16)
-def _measured(source: Source, paths: tuple[str, ...]) -> Any:
-    """The cost and the groups of a program: scores do not enter, so found once."""
-    channels = source.channels
+def _units(source: Source, tree: Any, graph: Graph | None) -> Units:
+    """Values do not enter, so the units of a program are found once."""
+    numbered = tree.unflatten(range(tree.num_leaves))
+    named = jax.tree_util.tree_leaves_with_path(numbered)
+    paths, channels = tuple(path_of(path) for path, _ in named), source.channels
     terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
-    return terms, _groups(source, paths, terms)
+    found = _groups(source, paths, terms)
+    arcs = {} if graph is None else _arcs(graph, numbered)
+    whole = Units(found, source, paths, tree, terms, arcs)
+    return (
+        dataclasses.replace(whole, groups=found | _arc_group(whole)) if arcs else whole
+    )
 
 
 def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Group]:
@@ -368,43 +369,37 @@ def _levels(source: Source) -> Array:
 # --- whole arcs -----------------------------------------------------------------------
 
 
-def _arcs(net: Any) -> dict[str, tuple[int, ...]]:
+def _arcs(graph: Graph, numbered: Any) -> dict[str, tuple[int, ...]]:
     """`{arc: places of parameters that only it reads}`, of arcs that meet others."""
-    if not isinstance(net, DAG):
-        return {}
-    leaves, tree = jax.tree.flatten(net.params)
-    numbered = tree.unflatten(range(len(leaves)))
+    beside = Counter(arc.target for arc in graph.arcs)
     read = {
         arc.name: jax.tree.leaves(arc.fn.own(numbered, arc.params_name))
-        for arc in net.graph.arcs
+        for arc in graph.arcs
     }
-    readers = np.bincount(
-        [i for places in read.values() for i in places], minlength=len(leaves)
-    )
-    found = {}
-    for arc in net.graph.arcs:
-        beside = [a for a in net.graph.arcs if a.target == arc.target]
-        own = tuple(i for i in read[arc.name] if readers[i] == 1)
-        if len(beside) > 1 and own and arc.port is None:
-            found[arc.name] = own
-    return found
+    readers = Counter(itertools.chain.from_iterable(read.values()))
+    found = {
+        arc.name: tuple(i for i in read[arc.name] if readers[i] == 1)
+        for arc in graph.arcs
+        if beside[arc.target] > 1 and arc.port is None
+    }
+    return {name: own for name, own in found.items() if own}
 
 
 def _arc_group(whole: Units) -> dict[str, Group]:
-    costs = []
-    for arc in whole.arcs:
-        alive = np.array([a != arc for a in whole._arcs_of_terms], bool)
-        nothing = np.zeros(whole.source.channels.classes.count, bool)
-        own = whole.terms[1].values(nothing)[list(whole.arcs[arc])].sum()
-        costs.append((whole.terms[0].values(nothing)[~alive].sum(), own))
+    nothing = np.zeros(whole.source.channels.classes.count, bool)
+    flops, entries = (terms.values(nothing) for terms in whole.terms)
+    of_terms = np.array(whole._arcs_of_terms, object)
+    costs = [
+        (flops[of_terms == arc].sum(), entries[[*places]].sum())
+        for arc, places in whole.arcs.items()
+    ]
     where = lambda: tuple(
         Member(whole.paths[i], None, ())
         for places in whole.arcs.values()
         for i in places
     )
-    saved, entries = np.array(costs, float).T
-    names = (*whole.arcs,)
-    return {ARCS: Group(ARCS, len(names), 0, saved, entries, names, where)}
+    names, (saved, own) = (*whole.arcs,), np.array(costs, float).T
+    return {ARCS: Group(ARCS, len(names), 0, saved, own, names, where)}
 
 
 # --- text -----------------------------------------------------------------------------
