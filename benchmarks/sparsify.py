@@ -16,7 +16,7 @@ import record
 
 import dagjax as dj
 
-ZEROS, BATCHES = (0.9, 0.95, 0.99), (1, 64)
+ZEROS, BATCHES = (0.9, 0.95, 0.99), (1, 8, 64, 512)
 
 
 def measure(size: int, zeros: float, batch: int, turns: int) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from dagjax.graph.dag import count_params
 from dagjax.graph.tracing.naming import path_of
 
 # Time of a product with a matrix in BCSR over that of the dense one, by the share of
-# zeros; CPU, matrices of a thousand rows (benchmarks/sparsify.py). Between two rows
-# nothing is assumed: the lower one holds.
-PAYS = ((0.95, 0.58), (0.99, 0.30))
+# zeros; CPU, 1024 x 1024, eight examples (benchmarks/sparsify.py; one example: 1.1 and
+# 0.44, more of them: less). Between two rows nothing is assumed: the lower one holds.
+PAYS = ((0.95, 0.57), (0.99, 0.31))
+_ROWS = 8  # fewer are padded: products with a vector or two take four times as long
 _SMALL = 256 * 256  # entries below which the call costs more than the product
 
 
@@ -96,10 +97,10 @@ class _Form:
 def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
     """Hold matrices that are mostly zeros as their entries, where that is quicker.
 
-    Dense layers go to `jax.experimental.sparse.BCSR` from 95 percent of zeros on, where
-    it was measured to take 0.58 of the time (0.30 at 99 percent); all else stays dense,
-    and the result says so. The parameters of a sparse matrix are the vector of its kept
-    entries, with gradients.
+    On a CPU dense layers go to `jax.experimental.sparse.BCSR` from 95 percent of zeros
+    on, where it was measured to take 0.57 of the time (0.31 at 99 percent; eight
+    examples or more); all else stays dense, and the result says so. The parameters of a
+    sparse matrix are the vector of its kept entries, with gradients.
 
     Args:
         net: A DAG, or a compacted network.
@@ -150,6 +151,8 @@ def _choice(path: str, x: Any, able: bool, force: bool) -> Choice:
         return say(False, "no product of data with this matrix alone")
     if force:
         return say(True, "as asked")
+    if jax.default_backend() != "cpu":
+        return say(False, f"nothing was measured on {jax.default_backend()}")
     if x.size < _SMALL:
         return say(False, f"smaller than {_SMALL:,} entries")
     times = [time for share, time in PAYS if zeros >= share]
@@ -210,5 +213,7 @@ def _product(step: Step, where: Any, x: Any, entries: Any) -> Any:
     columns, starts = where
     ins, outs = step.eqn.invars[1].aval.shape
     matrix = sparse.BCSR((entries, columns, starts), shape=(outs, ins))
-    y = (matrix @ x.reshape(-1, ins).T).T
+    rows = x.reshape(-1, ins)
+    padded = jnp.pad(rows, ((0, max(_ROWS - len(rows), 0)), (0, 0)))
+    y = (matrix @ padded.T).T[: len(rows)]
     return y.reshape(*x.shape[:-1], outs).astype(step.eqn.outvars[0].aval.dtype)
