@@ -89,7 +89,7 @@ def lift_prune(
     *,
     ridge: float = 3e-3,
     scope: str = "global",
-    round_to: int = 1,
+    round_to: int | Mapping[str, int] = 1,
     keep_at_least: int = 1,
     only: Iterable[str] | Callable[[str], bool] | None = None,
 ) -> LiftPruned:

@@ -32,7 +32,7 @@ def prune_units(
     flops: float | None = None,
     params: float | None = None,
     scope: str = "global",
-    round_to: int = 1,
+    round_to: int | Mapping[str, int] = 1,
     keep_at_least: int = 1,
     reduce: str = "l2",
     normalize: str = "mean",
@@ -48,7 +48,8 @@ def prune_units(
         flops: The share of operations to keep.
         params: The share of parameters to keep.
         scope: "global" (all units compete), "group" or "level" (the same share each).
-        round_to: Keep multiples of so many units of a group.
+        round_to: Keep multiples of so many units of a group; `{group: multiple}` for
+            some of them (kernels of some widths are much quicker than of others).
         keep_at_least: Units that stay in every group.
         reduce: How the scores of weights become that of their unit.
         normalize: "none", "mean" (a group's scores over their mean: groups then compare
@@ -77,17 +78,16 @@ def prune_units(
     ):
         if value not in known:
             raise CompactionError(f"{what} {value!r}; it is one of {', '.join(known)}")
-    for what, value in (("round_to", round_to), ("keep_at_least", keep_at_least)):
-        if not isinstance(value, int) or value < 1:
-            raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")
     found = units(net)
+    steps = _multiples(found, round_to)
+    _check_count("keep_at_least", keep_at_least)
     per_unit = unit_scores(net, scores, found, reduce, normalize)
     per_unit = _chosen(per_unit, found, only)
     if not per_unit:
         raise CompactionError(
             "nothing of this network can be removed; dj.explain(net) says why"
         )
-    plan = _Plan(found, per_unit, scope, round_to, keep_at_least)
+    plan = _Plan(found, per_unit, scope, steps, keep_at_least)
     count = plan.count(density) if density is not None else plan.search(budget, share)
     kept = plan.kept(count)
     if share < 1 and all(k.all() for k in kept.values()):
@@ -98,6 +98,20 @@ def prune_units(
             stacklevel=2,
         )
     return found.mask(kept)
+
+
+def _multiples(found: Units, round_to: Any) -> dict[str, int]:
+    """`{group: multiple}` of all groups."""
+    whole = not isinstance(round_to, Mapping)
+    given: dict[str, Any] = dict.fromkeys(found, round_to) if whole else {**round_to}
+    for name, multiple in given.items():
+        _check_count("round_to" if whole else f"round_to of {found[name]}", multiple)
+    return {name: given.get(name, 1) for name in found}
+
+
+def _check_count(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")
 
 
 def _budget(**given: float | None) -> tuple[str, float]:
@@ -126,8 +140,10 @@ def _chosen(scores: dict[str, Array], found: Units, only: Any) -> dict[str, Arra
 class _Plan:
     """An order of all units, and what is kept when the first of them go."""
 
-    def __init__(self, found: Units, scores: dict, scope: str, step: int, least: int):
-        self.found, self.scores, self.step, self.least = found, scores, step, least
+    def __init__(
+        self, found: Units, scores: dict, scope: str, steps: dict[str, int], least: int
+    ):
+        self.found, self.scores, self.steps, self.least = found, scores, steps, least
         self.names = [*scores]
         sizes = [len(s) for s in scores.values()]
         self.group = np.repeat(np.arange(len(sizes)), sizes)
@@ -158,8 +174,8 @@ class _Plan:
         for place, name in enumerate(self.names):
             scores, size = self.scores[name], len(self.scores[name])
             left = size - int(goes[place])
-            if self.step > 1:
-                left = max(self.step, int(left / self.step + 0.5) * self.step)
+            step = self.steps[name]
+            left = max(step, int(left / step + 0.5) * step)
             left = min(size, max(left, self.least))
             best = np.argsort(-scores, kind="stable")[:left]
             found[name] = np.isin(np.arange(size), best)
@@ -175,8 +191,8 @@ class _Plan:
         if least > share * 1.02:
             raise CompactionError(
                 f"{budget}={share} cannot be met: {least:.3f} is the least that is "
-                f"left with keep_at_least={self.least} and round_to={self.step}; what "
-                "is pinned stays (dj.explain)"
+                f"left with keep_at_least={self.least} and this round_to; what is "
+                "pinned stays (dj.explain)"
             )
         while high - low > 1:
             middle = (low + high) // 2
