@@ -10,6 +10,7 @@ in one pass; entries that die with it may free others, to a fixpoint.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -135,6 +136,7 @@ class _Problem:
         return facts
 
 
+@functools.lru_cache(maxsize=16)
 def units_of(channels: Channels, count: int) -> Array:
     """`[classes]`: what may go at all: indices of parameters, or products of them.
 

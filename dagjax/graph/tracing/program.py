@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -31,16 +32,22 @@ class Program:
         self.request, self.base = request, Plan(request)
         self.batch = _batch(request)
         self._plans = {self.batch: self.base}
-        shapes = [str(v.aval) for v in self.base.flat.invars]
-        self.key: Hashable = (
-            canonical(request.fn), tuple(shapes), self.base.fingerprint,
-            rules(self.base.flat), jax.tree.structure(request.args),
-            canonical(request.granularity),
+        self._shapes = tuple(str(v.aval) for v in self.base.flat.invars)
+        self._hash = hash((self._shapes, self.base.fingerprint))
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """What is compared; of a large function it takes a while, its hash does not."""
+        return (
+            self._shapes, canonical(self.request.fn), self.base.fingerprint,
+            rules(self.base.flat), jax.tree.structure(self.request.args),
+            canonical(self.request.granularity),
         )  # fmt: skip
-        self._hash = hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Program) and self.key == other.key)
+        if self is other or not isinstance(other, Program):
+            return self is other
+        return self._hash == other._hash and self.key == other.key
 
     def __hash__(self) -> int:
         return self._hash
