@@ -104,6 +104,7 @@ from dagjax.graph.width import narrow as narrow
 from dagjax.graph.width import narrow_to as narrow_to
 from dagjax.report.drawing import draw as draw
 from dagjax.report.matrices import draw_matrices as draw_matrices
+from dagjax.report.sensitivity import draw_sensitivity as draw_sensitivity
 from dagjax.sparsity import masks as masks
 from dagjax.sparsity import pruners as pruners
 from dagjax.sparsity import scores as scores

@@ -59,47 +59,60 @@ class Index:
 
     def _each(self, tree: Any, shapes: Any, change: Any) -> Any:
         """Change every part of the tree that is shaped like the parameters."""
-        if self._fits(tree, shapes):
-            return self.tree.unflatten(change(self.tree.flatten_up_to(tree)))
-        here = lambda t: t is not tree and self._fits(t, shapes)
+        here = lambda t: self._leaves(t) is not None
         parts, above = jax.tree.flatten(tree, is_leaf=here)
-        if not any(map(here, parts)) and _has_arrays(parts):
-            wanted = self.tree.num_leaves
+        if not any(map(here, parts)) and any(np.ndim(p) for p in parts):
             raise CompactionError(
-                f"nothing in {jax.tree.structure(tree)} has the structure and shapes "
-                f"of the {wanted} parameters; gather takes params-shaped trees"
+                f"nothing in {jax.tree.structure(tree)} has the structure of the "
+                f"{self.tree.num_leaves} parameters; gather takes params-shaped trees"
             )
-        return above.unflatten(
-            [
-                self.tree.unflatten(change(self.tree.flatten_up_to(p)))
-                if here(p)
-                else p
-                for p in parts
-            ]
+        return above.unflatten([self._changed(p, shapes, change) for p in parts])
+
+    def _changed(self, part: Any, shapes: Any, change: Any) -> Any:
+        leaves = self._leaves(part)
+        if leaves is None:
+            return part
+        wrong = [
+            (np.shape(leaf), shape)
+            for leaf, shape in zip(leaves, shapes, strict=True)
+            if not _is_hole(leaf) and np.shape(leaf) != shape
+        ]
+        if not wrong:
+            return self.tree.unflatten(change(leaves))
+        if all(np.size(x) <= 1 for x in jax.tree.leaves(leaves)):
+            return part  # a number for every parameter
+        got, expected = wrong[0]
+        raise CompactionError(
+            f"an array of shape {list(got)} where a parameter has {list(expected)}; "
+            "gather takes trees shaped like the parameters (factored moments are not: "
+            "init the optimizer with net.params)"
         )
 
-    def _fits(self, tree: Any, shapes: Any) -> bool:
+    def _leaves(self, tree: Any) -> list[Any] | None:
+        """What stands in the parameters' places, None if it is no such tree."""
         try:
             leaves = self.tree.flatten_up_to(tree)
         except (ValueError, TypeError, KeyError):
-            return False
-        return all(
-            leaf is None or np.shape(leaf) == shape
-            for leaf, shape in zip(leaves, shapes, strict=True)
-            if not isinstance(leaf, (dict, list, tuple))
-        ) and all(leaf is None or hasattr(leaf, "shape") for leaf in leaves)
+            return None
+        arrays = [_is_hole(leaf) or hasattr(leaf, "shape") for leaf in leaves]
+        return leaves if all(arrays) else None
 
     def _gathered(self, leaves: list[Any]) -> list[Any]:
         return [
-            leaf if leaf is None else gather(leaf, keep)
+            leaf if _is_hole(leaf) else gather(leaf, keep)
             for leaf, keep in zip(leaves, self.keeps, strict=True)
         ]
 
     def _scattered(self, leaves: list[Any], fill: float) -> list[Any]:
         return [
-            leaf if leaf is None else scatter(leaf, keep, shape, fill)
+            leaf if _is_hole(leaf) else scatter(leaf, keep, shape, fill)
             for leaf, keep, shape in zip(leaves, self.keeps, self.shapes, strict=True)
         ]
+
+
+def _is_hole(leaf: Any) -> bool:
+    """Nothing in a parameter's place: None, or what `optax.masked` puts there."""
+    return not jax.tree.leaves(leaf)
 
 
 def gather(x: Any, keep: tuple[Array | None, ...]) -> Any:
@@ -130,7 +143,3 @@ def scatter(x: Any, keep: Any, shape: tuple[int, ...], fill: float) -> Any:
     ]
     full = jnp.full(shape, fill, x.dtype)
     return full.at[np.ix_(*places)].set(x)
-
-
-def _has_arrays(parts: list[Any]) -> bool:
-    return any(np.ndim(p) for p in parts if hasattr(p, "shape"))

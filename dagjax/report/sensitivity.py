@@ -27,8 +27,12 @@ def draw_sensitivity(found: Sensitivity, metric: str = "accuracy") -> Figure:
         metric: Its name, for the axis.
 
     Example:
-        >>> figure = draw_sensitivity(found)  # doctest: +SKIP
-        >>> figure.savefig("sensitivity.png", dpi=150)  # doctest: +SKIP
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(1), (64, 4))
+        >>> dag = dj.init(jax.random.key(0), dj.series(nn.Dense(8), nn.Dense(3)), x)
+        >>> found = dj.sensitivity(dag, (x, dag(x).argmax(-1)), densities=[1.0, 0.5])
+        >>> dj.draw_sensitivity(found).axes[0].get_ylabel()  # .savefig("a.png")
+        'accuracy'
     """
     count = len(found.groups)
     height = max(3.4, 0.23 * count + 1.2)

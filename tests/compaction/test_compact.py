@@ -172,7 +172,16 @@ TRANSFORMS = {
     "chain": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(1.0, 0.0, 9))
     ),
+    "masked": lambda: optax.masked(optax.adam(1e-3), _matrices),
+    "partition": lambda: optax.partition(
+        {True: optax.adam(1e-3), False: optax.sgd(0.1, momentum=0.9)}, _matrices
+    ),
+    "several steps": lambda: optax.MultiSteps(optax.adam(1e-3), 2),
 }
+
+
+def _matrices(params):
+    return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
 
 
 @pytest.mark.parametrize("name", ["several", "nnx"])
@@ -188,6 +197,14 @@ def test_optimizer_states(name, transform):
     assert jax.tree.structure(cut.opt_state) == jax.tree.structure(want)
     pairs = zip(jax.tree.leaves(cut.opt_state), jax.tree.leaves(want), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_moments_of_other_shapes_are_refused():
+    """Factored moments have no entry for each weight."""
+    net = built("mlp")
+    tx = optax.adafactor(1e-3, min_dim_size_to_factor=2)
+    with pytest.raises(dj.CompactionError, match="factored moments"):
+        dj.compact(net.dag, drawn("mlp", "groups"), tx.init(net.params), verify=False)
 
 
 # --- again ----------------------------------------------------------------------------
