@@ -122,7 +122,7 @@ def mask_leaves(net: Any, mask: Any) -> list[Any]:
     spread = masks.tree_map(
         lambda m, x: _checked(m, x), mask, net.params, hole=lambda x: _holes(x)
     )
-    return jax.tree.leaves(spread, is_leaf=lambda m: m is None)
+    return jax.tree.structure(net.params).flatten_up_to(spread)
 
 
 def _holes(tree: Any) -> Any:

@@ -98,8 +98,8 @@ class Evaluator:
         if step.name in _REDUCTIONS and self._is_empty(step):
             parts = self._removed(step)
             return step.reads if any(not self._constant(f) for f, _ in parts) else []
-        if step.name == "concatenate":
-            return [v for v in step.reads if 0 not in self.size(v)]
+        if step.name in ("concatenate", "stack"):
+            return [v for v in self._pasted(step) if not is_literal(v)]
         return step.reads
 
     def _is_known(self, var: Any) -> bool:
@@ -159,14 +159,26 @@ class Evaluator:
         if name in ("slice", "split"):
             return self._pieces(step, _read(env, step.eqn.invars[0]))
         atoms = step.eqn.invars
-        if name == "concatenate":
-            atoms = [a for a in atoms if 0 not in self.size(a)]
+        if name in ("concatenate", "stack"):
+            atoms = self._pasted(step)
             if not atoms:
                 (out,) = step.eqn.outvars
                 return [jnp.zeros(self.size(out), out.aval.dtype)]
         values = [_read(env, atom) for atom in atoms]
         made = bind(step.eqn, values, **self._changes(step))
         return list(made) if step.eqn.primitive.multiple_results else [made]
+
+    def _pasted(self, step: Step) -> list[Any]:
+        """The operands of which something is left in what they are put together to."""
+        if step.name == "concatenate":
+            return [a for a in step.eqn.invars if 0 not in self.size(a)]
+        (out,), axis = step.eqn.outvars, step.eqn.params["axis"]
+        places = self.kept(out)[axis]
+        return [
+            step.eqn.invars[i]
+            for i in range(len(step.eqn.invars))
+            if places is None or i in places
+        ]
 
     def _changes(self, step: Step) -> dict[str, Any]:
         """The parameters that hold sizes."""

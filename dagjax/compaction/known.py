@@ -240,7 +240,9 @@ class Known:
         made = np.asarray(made)[:count]
         if made.dtype.kind not in "biufV" or made.dtype.names:
             return [FIXED] * count
-        return [self.table.constant(v) for v in made.astype(np.float64).tolist()]
+        found = [self.table.constant(v) for v in made.astype(np.float64).tolist()]
+        rows = zip(kinds, found, made, strict=True)
+        return [UNKNOWN if _by_sign(step, k, y) else fact for k, fact, y in rows]
 
     # --- contractions ----------------------------------------------------------------
 
@@ -344,13 +346,24 @@ class Known:
         """What is left of a fact in a primitive that mixes the entries of a slice."""
         if fact in (UNKNOWN, FIXED):
             return fact
+        if step.name == "gather" and self._is_filled(step, fact):
+            return UNKNOWN
         if step.name in ("cumlogsumexp", "top_k"):  # whose second output are places
             return FIXED
-        if fact == ZERO:
+        if fact == ZERO and not _sees_padding(step):
             return fact
         summing = "sum" in step.name or "prod" in step.name or "exp" in step.name
-        exact = not summing and not step.name.startswith("arg")
+        exact = not (summing or step.name.startswith("arg") or _sees_padding(step))
         return fact if exact and step.name not in ("pad", "iota") else FIXED
+
+    def _is_filled(self, step: Step, fact: int) -> bool:
+        """Whether indices out of range give another number than the slice holds.
+
+        NaN, the default, makes all that it meets NaN, with or without the slice.
+        """
+        fill = step.eqn.params["fill_value"]
+        value = math.nan if fill is None else float(fill)
+        return not math.isnan(value) and value != self.table.values[fact]
 
     def _beside(self, step: Step, facts: list[Fact], axis: int, own: Array) -> Array:
         """Along another axis than that of a pad, the margin must be alike."""
@@ -479,6 +492,23 @@ class Known:
             self._run(step.bodies[0], [*tests, *carry])
         ys = [Fact((None, *f.axes), f.whole) for f in made[len(carry) :]]
         return [*carry, *map(self._certain, ys)]
+
+
+def _by_sign(step: Step, kind: tuple[int, ...], made: Any) -> bool:
+    """Whether the sign of a zero matters, which the data may choose."""
+    return ZERO in kind and (step.name == "atan2" or bool(np.isinf(made)))
+
+
+def _sees_padding(step: Step) -> bool:
+    """Whether a window may lie in the padding alone, or between the entries."""
+    if step.name not in ("reduce_window_max", "reduce_window_min"):
+        return False
+    p = step.eqn.params
+    rows = zip(p["padding"], p["window_dimensions"], p["window_dilation"], strict=True)
+    beyond = [
+        max(low, high) > (0 if gap > 1 else n - 1) for (low, high), n, gap in rows
+    ]
+    return any(beyond) or any(gap > 1 for gap in p["base_dilation"])
 
 
 def _kinds(columns: list[Array], count: int) -> tuple[list[tuple[int, ...]], Any]:

@@ -130,7 +130,13 @@ class _Problem:
     def _facts(self, place: int, alive: Any, constants: bool) -> tuple[Array, ...]:
         facts = tuple(np.where(a, np.nan, 0.0) for a in alive)
         x = self.leaves[place]
-        if constants and np.ndim(x) == 1 and jnp.issubdtype(x.dtype, jnp.number):
+        real = not jnp.issubdtype(x.dtype, jnp.complexfloating)
+        if (
+            constants
+            and np.ndim(x) == 1
+            and jnp.issubdtype(x.dtype, jnp.number)
+            and real
+        ):
             chosen = self.silent[self.axes[place][0]] & alive[0]
             facts[0][chosen] = np.asarray(x)[chosen].astype(np.float64)
         return facts
@@ -313,6 +319,11 @@ def _grouped(channels: Channels, known: Known, step: Step) -> Iterator[Any]:
 
 
 # --- leaves ---------------------------------------------------------------------------
+
+
+def _is_real(x: Any) -> bool:
+    number = jnp.issubdtype(x.dtype, jnp.number)
+    return number and not jnp.issubdtype(x.dtype, jnp.complexfloating)
 
 
 def _along(mask: Array | None, axis: int, size: int) -> Array:

@@ -266,7 +266,7 @@ def _leaves(net: Any, scores: Any) -> list[Any]:
             f"scores are a tree like net.params, {{group: [units]}} or {{arc: score}}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    leaves = jax.tree.leaves(spread, is_leaf=lambda s: s is None)
+    leaves = jax.tree.structure(net.params).flatten_up_to(spread)
     for s, x in zip(leaves, jax.tree.leaves(net.params), strict=True):
         if s is not None and np.shape(s) != np.shape(x):
             raise CompactionError(

@@ -243,9 +243,15 @@ def _thin(x: Any) -> Any:
 
 
 def _anything(var: Any) -> Any:
-    if jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key):
+    """Data that no logarithm or quotient makes infinite: constants read none of it."""
+    shape, dtype = var.aval.shape, var.aval.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
-    return jnp.zeros(var.aval.shape, var.aval.dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.zeros(shape, dtype)
+    return jax.device_put(np.random.default_rng(0).uniform(0.2, 0.8, shape)).astype(
+        dtype
+    )
 
 
 def values_in(

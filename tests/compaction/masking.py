@@ -89,6 +89,18 @@ def slices(*axes: int, least: int = 2) -> Any:
     return draw
 
 
+def silent(name: str, rng: Any, density: float) -> Any:
+    """Channels that are zero, biases too; what reads them stays."""
+    kept: dict[int, Any] = {}
+
+    def one(x: Any) -> Any:
+        size = np.shape(x)[-1] if np.ndim(x) else ()
+        draw = kept.setdefault(size, rng.random(size) < density)
+        return np.broadcast_to(draw, np.shape(x))
+
+    return jax.tree.map(one, built(name).params)
+
+
 def unstructured(name: str, rng: Any, density: float) -> Any:
     draw = lambda x: np.asarray(rng.random(np.shape(x)) < density)
     return jax.tree.map(draw, built(name).params)
@@ -105,6 +117,7 @@ KINDS = {
     "writers": slices(-1),
     "readers": slices(-2),
     "all sides": slices(-1, -2, least=1),
+    "silent": silent,
     "unstructured": unstructured,
     "nothing": nothing,
 }

@@ -597,6 +597,27 @@ def ranked(p, h):
     return (values + places.astype(h.dtype)).T
 
 
+def unit_inputs():
+    """Zombies behind a quotient: at zero inputs nothing is finite."""
+
+    def run(p, x):
+        x = x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+        return jnp.tanh(x @ p["up"] + p["b"]) @ p["down"]
+
+    return net(run, {"up": (4, 6), "b": (6,), "down": (6, 3)}, (3, 4))
+
+
+def windows(p, h):
+    """Some windows lie in the padding: there a silent channel is no zero."""
+    h = lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (1, 1), ((2, 2), (0, 0)))
+    return jnp.tanh(h)
+
+
+def filled_in(p, h):
+    """Rows that do not exist hold twos."""
+    return jnp.take(h, jnp.array([0, 7, 1]), axis=0, mode="fill", fill_value=2.0)
+
+
 ODD: dict[str, Callable[[], Net]] = {
     "largest": lambda: layered(lambda p, h: jnp.tanh(h - h.max(-1, keepdims=True))),
     "maxout": lambda: layered(lambda p, h: h.reshape(3, 4, 2).max(-1), 8, down=(4, 3)),
@@ -630,5 +651,14 @@ ODD: dict[str, Callable[[], Net]] = {
         lambda p, h: jnp.tanh(h) @ (p["m"] + p["m"].T), m=(6, 6)
     ),
     "straight": lambda: layered(lambda p, h: h + lax.stop_gradient(jnp.sign(h) - h)),
+    "stacked": lambda: layered(
+        lambda p, h: jnp.einsum("j,jbo->bo", p["g"], jnp.stack([jnp.sin(h), h, h * h])),
+        g=(3,),
+    ),
+    "unit_inputs": unit_inputs,
+    "windows": lambda: layered(windows),
+    "filled_in": lambda: layered(filled_in),
+    "angles": lambda: layered(lambda p, h: jnp.arctan2(h, -h * h)),
+    "inverse": lambda: layered(lambda p, h: jnp.clip(1 / h, -2, 2)),
     "spectrum": lambda: layered(lambda p, h: jnp.abs(jnp.fft.fft(h))),
 }

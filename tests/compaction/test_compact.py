@@ -33,6 +33,11 @@ def test_writers_alone(name):
     check(name, drawn(name, "writers", 0.5, seed=1))
 
 
+@pytest.mark.parametrize("name", ["residual", "transposed", *nets.ODD])
+def test_silent_channels(name):
+    check(name, drawn(name, "silent", 0.5, seed=6))
+
+
 @pytest.mark.parametrize("name", ["same", "dense_concat", "rms_norm", "rotary"])
 def test_readers_alone(name):
     check(name, drawn(name, "readers", 0.6, seed=2))
@@ -261,6 +266,20 @@ def test_masks_with_holes():
     want = masking.run_apart(net.fn, theta, net.xs)
     assert error(masking.run(cut.net, net.xs), want) <= 1
     assert cut.net.params["up"].shape == (3, 3, 5, 3)
+
+
+def test_parameters_with_holes():
+    """As `equinox.partition` makes them: None where a function stood."""
+    params = {"a": nets.normal(4, 8), "act": None, "b": nets.normal(8, 3), "c": None}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    net, x = dj.trace(fn, params, jnp.ones((2, 4))), nets.normal(5, 4)
+    mask = dj.prune_units(net, jax.tree.map(jnp.abs, params), density=0.5)
+    small, index, _ = dj.compact(net, mask, verify="gradients")
+    assert small.params["a"].shape == (4, 4) and small.params["act"] is None
+    want = fn(applied(mask, params), x)
+    assert jnp.allclose(small(x), want, atol=1e-5)
+    assert jnp.allclose(fn(index.scatter(small.params), x), want, atol=1e-5)
+    assert jax.tree.structure(dj.trim(net, mask)) == jax.tree.structure(params)
 
 
 def test_a_scalar_is_masked():
