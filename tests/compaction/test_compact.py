@@ -275,7 +275,8 @@ def test_parameters_with_holes():
     net, x = dj.trace(fn, params, jnp.ones((2, 4))), nets.normal(5, 4)
     mask = dj.prune_units(net, jax.tree.map(jnp.abs, params), density=0.5)
     small, index, _ = dj.compact(net, mask, verify="gradients")
-    assert small.params["a"].shape == (4, 4) and small.params["act"] is None
+    assert small.params["a"].shape == (4, 4)
+    assert small.params["act"] is None
     want = fn(applied(mask, params), x)
     assert jnp.allclose(small(x), want, atol=1e-5)
     assert jnp.allclose(fn(index.scatter(small.params), x), want, atol=1e-5)
