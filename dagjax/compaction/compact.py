@@ -14,8 +14,8 @@ from dagjax.compaction.liveness import Liveness, liveness
 from dagjax.compaction.refusals import refuse_random, refuse_training
 from dagjax.compaction.small import Cutting, Small, constants, folds
 from dagjax.compaction.source import Source, shape_of, source_of
+from dagjax.compaction.trees import leaves_like, named
 from dagjax.compaction.verify import verify as check
-from dagjax.sparsity import masks
 
 
 class Compacted(NamedTuple):
@@ -69,8 +69,10 @@ def compact(
         >>> jax.tree.map(jnp.shape, small.params["Dense"])
         {'bias': (4,), 'kernel': (4, 4)}
     """
-    refuse_training(net)
+    if verify not in (True, False, "gradients"):
+        raise CompactionError(f'verify is True, False or "gradients", got {verify!r}')
     source = source_of(net)
+    refuse_training(net)
     leaves, flat, live = settled(net, mask, source, coupled)
     refuse_random(source, flat)
     cutting, folded, keeps = _cut(net, source, live, leaves, flat, coupled)
@@ -119,22 +121,17 @@ def mask_leaves(net: Any, mask: Any) -> list[Any]:
     Raises:
         CompactionError: If it does not fit.
     """
-    spread = masks.tree_map(
-        lambda m, x: _checked(m, x), mask, net.params, hole=lambda x: _holes(x)
-    )
-    return jax.tree.structure(net.params).flatten_up_to(spread)
+    leaves = leaves_like(mask, net.params, "a mask")
+    rows = zip(leaves, named(net.params).items(), strict=True)
+    return [None if m is None else _checked(m, *row) for m, row in rows]
 
 
-def _holes(tree: Any) -> Any:
-    return jax.tree.map(lambda _: None, tree)
-
-
-def _checked(m: Any, x: Any) -> Any:
+def _checked(m: Any, name: str, x: Any) -> Any:
     m = np.asarray(m)
     if m.shape != np.shape(x) or m.dtype != bool:
         raise CompactionError(
             f"a mask holds bools like the parameters: got {m.dtype}{list(m.shape)} for "
-            f"a parameter of shape {list(np.shape(x))}"
+            f"{name} of shape {list(np.shape(x))}"
         )
     return m
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.source import batch_of, example_of, resized, source_of
 from dagjax.compaction.units import units
 from dagjax.compaction.verify import random_inputs
@@ -95,8 +96,10 @@ def cost(
         >>> costs["before"].params, costs["after"].params, costs["after"].flops
         (67, 35, 112.0)
     """
-    names = ["before", "after"] if len(others) == 1 else [""]
-    names += [str(i) for i in range(len(names), len(others) + 1)]
+    if batch is not None and batch < 1:
+        raise CompactionError(f"batch is a whole number from 1 on, got {batch}")
+    several = [str(i) for i in range(len(others) + 1)]
+    names = {0: [""], 1: ["before", "after"]}.get(len(others), several)
     found = [_cost(n, batch, latency) for n in (net, *others)]
     return Costs(zip(names, found, strict=True))
 

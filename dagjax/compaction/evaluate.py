@@ -271,7 +271,9 @@ class Evaluator:
             return None
         made = bind(step.eqn, [part])
         return (
-            made * np.asarray(count, made.dtype) if step.name == "reduce_sum" else made
+            made * np.asarray(count).astype(made.dtype)  # small integers wrap round
+            if step.name == "reduce_sum"
+            else made
         )
 
     def _removed(self, step: Step, axes: bool = False) -> list[Any]:

@@ -41,10 +41,13 @@ class Index:
         """The kept entries of a tree shaped like the parameters.
 
         Trees inside, such as the moments of an optimizer state, are found by their
-        structure and shapes; everything else passes.
+        structure; counts and other numbers pass.
 
         Args:
             tree: Weights, initial weights, gradients, masks, or an optimizer state.
+
+        Raises:
+            CompactionError: If an array belongs to no such tree, or has other shapes.
         """
         return self._each(tree, self.shapes, self._gathered)
 
@@ -61,11 +64,9 @@ class Index:
         """Change every part of the tree that is shaped like the parameters."""
         here = lambda t: self._leaves(t) is not None
         parts, above = jax.tree.flatten(tree, is_leaf=here)
-        if not any(map(here, parts)) and any(np.ndim(p) for p in parts):
-            raise CompactionError(
-                f"nothing in {jax.tree.structure(tree)} has the structure of the "
-                f"{self.tree.num_leaves} parameters; gather takes params-shaped trees"
-            )
+        for part in parts:
+            if not here(part):
+                _check_passes(part)
         return above.unflatten([self._changed(p, shapes, change) for p in parts])
 
     def _changed(self, part: Any, shapes: Any, change: Any) -> Any:
@@ -108,6 +109,21 @@ class Index:
             leaf if _is_hole(leaf) else scatter(leaf, keep, shape, fill)
             for leaf, keep, shape in zip(leaves, self.keeps, self.shapes, strict=True)
         ]
+
+
+def _check_passes(part: Any) -> None:
+    """Whether something that is no tree of parameters means the same after a cut."""
+    if not isinstance(part, (bool, int, float, complex)) and not hasattr(part, "shape"):
+        raise CompactionError(
+            f"a {type(part).__name__} is no array; gather takes trees shaped like the "
+            "parameters and optimizer states (tx.init(params), not tx)"
+        )
+    if np.size(part) > 1 and jnp.issubdtype(jnp.result_type(part), jnp.inexact):
+        raise CompactionError(
+            f"an array of shape {list(np.shape(part))} lies in no tree shaped like the "
+            "parameters, so it is not known what it is after the cut; init the "
+            "optimizer with the small network's params"
+        )
 
 
 def _is_hole(leaf: Any) -> bool:

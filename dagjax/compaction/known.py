@@ -348,7 +348,9 @@ class Known:
             return fact
         if step.name == "gather" and self._is_filled(step, fact):
             return UNKNOWN
-        if step.name in ("cumlogsumexp", "top_k"):  # whose second output are places
+        if step.name == "top_k":  # whose second output are places, by the sign of zeros
+            return UNKNOWN
+        if step.name == "cumlogsumexp":
             return FIXED
         if fact == ZERO and not _sees_padding(step):
             return fact
@@ -513,6 +515,8 @@ def _sees_padding(step: Step) -> bool:
 
 def _kinds(columns: list[Array], count: int) -> tuple[list[tuple[int, ...]], Any]:
     """The different columns of facts below `count`, and where each of them stands."""
+    if not columns[0].size:
+        return [], columns[0].astype(int)
     code = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         code = code * (count + 1) + column + 1

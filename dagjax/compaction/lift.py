@@ -257,5 +257,15 @@ def _summed(eqn: Any, side: int) -> list[tuple[int, int]]:
 def _opened(net: Any, data: Any) -> tuple[Source, list[Any]]:
     """The program at the shapes of the data, and the data."""
     inputs = data if isinstance(data, tuple) else (data,)
+    if not all(map(_is_sound, jax.tree.leaves(inputs))) or not jax.tree.leaves(inputs):
+        raise CompactionError(
+            "data are the inputs of the network, [B, ...] or a tuple of them, finite "
+            "and not empty"
+        )
     inputs = jax.tree.map(jnp.asarray, inputs)
     return source_of(net, jax.tree.map(shape_of, inputs)), jax.tree.leaves(inputs)
+
+
+def _is_sound(x: Any) -> bool:
+    key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
+    return key or bool(np.size(x) and np.isfinite(np.asarray(x, np.float64)).all())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from dagjax.compaction import cost_model
 from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.labels import Array
+from dagjax.compaction.trees import leaves_like, named
 from dagjax.compaction.units import ARCS, Units, units
-from dagjax.sparsity import masks
 
 _REDUCTIONS = ("l1", "l2", "mean", "max")
 _SCOPES = ("global", "group", "level")
@@ -36,9 +36,12 @@ def prune_units(
     keep_at_least: int = 1,
     reduce: str = "l2",
     normalize: str = "mean",
-    only: Iterable[str] | Callable[[str], bool] | None = None,
+    only: str | Iterable[str] | Callable[[str], bool] | None = None,
 ) -> Any:
-    """The mask that keeps the units of the highest scores within a budget.
+    """The mask that keeps the units of the highest scores at a budget.
+
+    The cost comes as near to the budget as whole units (and `round_to`) allow; that may
+    be a little above it.
 
     Args:
         net: A DAG, or a compacted network.
@@ -71,22 +74,16 @@ def prune_units(
         4
     """
     budget, share = _budget(density=density, flops=flops, params=params)
-    for what, value, known in (
-        ("scope", scope, _SCOPES),
-        ("normalize", normalize, _NORMALIZATIONS),
-        ("reduce", reduce, _REDUCTIONS),
-    ):
-        if value not in known:
-            raise CompactionError(f"{what} {value!r}; it is one of {', '.join(known)}")
+    _check_choice("scope", scope, _SCOPES)
     found = units(net)
     steps = _multiples(found, round_to)
     _check_count("keep_at_least", keep_at_least)
     per_unit = unit_scores(net, scores, found, reduce, normalize)
-    per_unit = _chosen(per_unit, found, only)
     if not per_unit:
         raise CompactionError(
             "nothing of this network can be removed; dj.explain(net) says why"
         )
+    per_unit = _chosen(per_unit, found, only)
     plan = _Plan(found, per_unit, scope, steps, keep_at_least)
     count = plan.count(density) if density is not None else plan.search(budget, share)
     kept = plan.kept(count)
@@ -110,8 +107,14 @@ def _multiples(found: Units, round_to: Any) -> dict[str, int]:
 
 
 def _check_count(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1:
         raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")
+
+
+def _check_choice(what: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise CompactionError(f"{what} {value!r}; it is one of {', '.join(known)}")
 
 
 def _budget(**given: float | None) -> tuple[str, float]:
@@ -122,19 +125,23 @@ def _budget(**given: float | None) -> tuple[str, float]:
             f"{', '.join(named) or 'none'}"
         )
     ((name, value),) = named.items()
-    if not 0 < float(value) <= 1:
-        raise CompactionError(f"{name} is a kept share in (0, 1], got {value}")
+    if not isinstance(value, numbers.Real) or not 0 < value <= 1:
+        raise CompactionError(f"{name} is a kept share in (0, 1], got {value!r}")
     return name, float(value)
 
 
 def _chosen(scores: dict[str, Array], found: Units, only: Any) -> dict[str, Array]:
     if only is None:
         return scores
-    wanted = only if callable(only) else {*only}.__contains__
-    if not callable(only):
-        for name in only:
+    names = [only] if isinstance(only, str) else only
+    wanted = names if callable(names) else {*names}.__contains__
+    if not callable(names):
+        for name in names:
             _ = found[name]
-    return {name: s for name, s in scores.items() if wanted(name)}
+    chosen = {name: s for name, s in scores.items() if wanted(name)}
+    if not chosen:
+        raise CompactionError(f"only= picks none of the groups {', '.join(scores)}")
+    return chosen
 
 
 class _Plan:
@@ -220,6 +227,8 @@ def unit_scores(
         normalize: "none", "mean" or "lamp".
     """
     found = units(net) if found is None else found
+    _check_choice("reduce", reduce, _REDUCTIONS)
+    _check_choice("normalize", normalize, _NORMALIZATIONS)
     if isinstance(scores, str):
         if scores not in _REDUCTIONS:
             raise CompactionError(
@@ -229,13 +238,13 @@ def unit_scores(
         reduce, scores = scores, net.params
     if isinstance(scores, Mapping) and scores and {*scores} <= {*found.groups}:
         given = {k: np.asarray(v, float) for k, v in scores.items()}
-        return {k: _checked(k, v, found) for k, v in given.items()}
+        return {k: _numbers(k, _checked(k, v, found)) for k, v in given.items()}
     if isinstance(scores, Mapping) and scores and _are_arcs(scores, found):
         group = found[ARCS]
         return {ARCS: np.array([float(scores.get(a, np.inf)) for a in group.classes])}
     raw = _aggregated(found, _leaves(net, scores), reduce)
     return {
-        name: _normalized(raw[g.classes], normalize)
+        name: _normalized(_numbers(name, raw[g.classes]), normalize)
         for name, g in found.channels.items()
     }
 
@@ -257,26 +266,28 @@ def _checked(name: str, scores: Array, found: Units) -> Array:
     return scores
 
 
+def _numbers(name: str, scores: Array) -> Array:
+    if np.isnan(scores).any():
+        raise CompactionError(
+            f"the scores of {int(np.isnan(scores).sum())} units of group {name!r} are "
+            "NaN: look for NaN among the weights or scores"
+        )
+    return scores
+
+
 def _leaves(net: Any, scores: Any) -> list[Any]:
     """The scores leaf by leaf; None where there are none."""
-    try:
-        spread = masks.tree_map(lambda s, x: s, scores, net.params, hole=_holes)
-    except (ValueError, TypeError) as error:
-        raise CompactionError(
-            f"scores are a tree like net.params, {{group: [units]}} or {{arc: score}}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    leaves = jax.tree.structure(net.params).flatten_up_to(spread)
-    for s, x in zip(leaves, jax.tree.leaves(net.params), strict=True):
+    leaves = leaves_like(
+        scores, net.params, "if not {group: [units]} or {arc: score}, scores"
+    )
+    if all(s is None for s in leaves):
+        raise CompactionError("there are no scores: all that was given is None")
+    for s, (name, x) in zip(leaves, named(net.params).items(), strict=True):
         if s is not None and np.shape(s) != np.shape(x):
             raise CompactionError(
-                f"scores of shape {np.shape(s)} for a parameter of {np.shape(x)}"
+                f"scores of shape {np.shape(s)} for {name} of {np.shape(x)}"
             )
     return leaves
-
-
-def _holes(tree: Any) -> Any:
-    return jax.tree.map(lambda _: None, tree)
 
 
 def _aggregated(found: Units, leaves: list[Any], reduce: str) -> Array:
@@ -287,8 +298,8 @@ def _aggregated(found: Units, leaves: list[Any], reduce: str) -> Array:
     for leaf, var in zip(leaves, found.source.body.invars, strict=False):
         if leaf is None:
             continue
-        x = np.asarray(leaf, dtype=np.float32)
-        x = np.square(x) if reduce == "l2" else np.abs(x)
+        x = np.abs(np.asarray(leaf)).astype(np.float32)  # complex ones too
+        x = np.square(x) if reduce == "l2" else x
         for axis, of in enumerate(channels.classes_at(var)):
             if channels.is_pinned(channels.at[var][axis]):
                 continue

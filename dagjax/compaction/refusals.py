@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels import CompactionError
@@ -28,6 +29,7 @@ def refuse_training(net: Any) -> None:
         old[place]
         for place, atom in enumerate(plan.state_outvars)
         if not (atom in plan.state_values and atom in slots)
+        and jnp.issubdtype(atom.aval.dtype, jnp.inexact)  # counts of keys may go on
     ]
     if updated:
         arcs = _arcs(net, updated)

@@ -17,9 +17,10 @@ from jax import export
 
 from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.source import batch_of, example_of, resized
-from dagjax.graph.tracing.naming import path_of
+from dagjax.compaction.trees import named, network
 
 _FORMAT = "dagjax network 1"
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ def save(
     net: Any,
     path: str | Path,
     *,
-    batch_sizes: Sequence[int] = (1, 8),
-    platforms: Sequence[str] | None = None,
+    batch_sizes: int | Sequence[int] = (1, 8),
+    platforms: str | Sequence[str] | None = None,
 ) -> Path:
     """Write a network as StableHLO with its arrays; no dagjax is needed to run it.
 
@@ -67,6 +68,9 @@ def save(
     Returns:
         The path.
 
+    Raises:
+        CompactionError: If the arguments make no sense; nothing is written then.
+
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp, tempfile
         >>> dag = dj.init(jax.random.key(0), dj.series(nn.Dense(3)), jnp.ones((1, 4)))
@@ -76,31 +80,51 @@ def save(
         >>> dj.load(file)(jnp.ones((8, 4))).shape
         (8, 3)
     """
-    leaves = jax.tree_util.tree_leaves_with_path(net.params)
-    named = {path_of(p): np.asarray(x) for p, x in leaves}
-    kinds = {name: str(x.dtype) for name, x in named.items()}
-    meta = {"format": _FORMAT, "batch_sizes": [*batch_sizes], "dtypes": kinds}
+    sizes, where = _sizes(batch_sizes), _platforms(platforms)
+    arrays = {name: np.asarray(x) for name, x in named(network(net).params).items()}
+    kinds = {name: str(x.dtype) for name, x in arrays.items()}
+    meta = {"format": _FORMAT, "batch_sizes": sizes, "dtypes": kinds}
+    programs = {n: bytes(_exported(net, n, where).serialize()) for n in sizes}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("network.json", json.dumps(meta, indent=1))
-        file.writestr("params.npz", _npz(named))
-        for batch in batch_sizes:
-            exported = _exported(net, batch, platforms)
-            file.writestr(f"batch_{batch}.stablehlo", bytes(exported.serialize()))
+        file.writestr("params.npz", _npz(arrays))
+        for batch, program in programs.items():
+            file.writestr(f"batch_{batch}.stablehlo", program)
     return Path(path)
+
+
+def _sizes(given: Any) -> list[int]:
+    sizes = [given] if isinstance(given, int) else [*dict.fromkeys(given)]
+    whole = [isinstance(n, (int, np.integer)) and n > 0 for n in sizes]
+    if not sizes or not all(whole):
+        raise CompactionError(
+            f"batch_sizes are whole numbers from 1 on, one or more, got {given!r}"
+        )
+    return [int(n) for n in sizes]
+
+
+def _platforms(given: Any) -> tuple[str, ...] | None:
+    names = (given,) if isinstance(given, str) else given
+    for name in names or ():
+        if name not in _PLATFORMS:
+            raise CompactionError(
+                f"no platform {name!r}; there are {', '.join(_PLATFORMS)}"
+            )
+    return None if names is None else tuple(names)
 
 
 def _exported(net: Any, batch: int, platforms: Any) -> Any:
     """The network at a batch size, a function of `{path: array}` and inputs."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(net.params)
+    leaves, tree = named(net.params), jax.tree.structure(net.params)
     inputs = resized(example_of(net), batch)
     form = jax.tree.structure(inputs)
 
     def run(params: dict[str, Any], *xs: Any) -> list[Any]:
-        held = tree.unflatten([params[path_of(p)] for p, _ in leaves])
+        held = tree.unflatten([params[name] for name in leaves])
         made = net.replace(params=held)(*form.unflatten(xs))
         return jax.tree.leaves(made)
 
-    shapes = {path_of(p): jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in leaves}
+    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.items()}
     return export.export(jax.jit(run), platforms=platforms)(
         shapes, *jax.tree.leaves(inputs)
     )
@@ -116,16 +140,27 @@ def load(path: str | Path) -> Saved:
         A function of the inputs, with its parameters.
 
     Raises:
-        CompactionError: If it is no such file.
+        FileNotFoundError: If there is none.
+        CompactionError: If it is no such file, or damaged.
     """
-    if not zipfile.is_zipfile(path):
-        raise CompactionError(f"{path} is no file that dj.save wrote")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return _read(path)
+    except CompactionError:
+        raise
+    except Exception as error:  # a zip, JSON, npz or flatbuffer that is broken
+        raise CompactionError(
+            f"{path} is no file that dj.save wrote, or it is damaged "
+            f"({type(error).__name__}: {str(error)[:80]}); save it again"
+        ) from error
+
+
+def _read(path: str | Path) -> Saved:
     with zipfile.ZipFile(path) as file:
-        if "network.json" not in file.namelist():
-            raise CompactionError(f"{path} holds no network.json; dj.save writes one")
         meta = json.loads(file.read("network.json"))
-        if meta.get("format") != _FORMAT:
-            raise CompactionError(f"{path} has the format {meta.get('format')!r}")
+        if meta["format"] != _FORMAT:
+            raise CompactionError(f"{path} has the format {meta['format']!r}")
         with np.load(io.BytesIO(file.read("params.npz")), allow_pickle=False) as held:
             params = {
                 name: jnp.asarray(held[str(i)].view(jnp.dtype(kind)))
@@ -146,6 +181,8 @@ class _Programs:
         self.programs = programs
 
     def __call__(self, params: Any, *xs: Any) -> Any:
+        if not xs:
+            raise CompactionError("the network was called without inputs")
         batch = batch_of(xs)
         if batch not in self.programs and len(self.programs) > 1:
             raise CompactionError(

@@ -100,8 +100,12 @@ def sensitivity(
     for density in densities:
         if not 0 < density <= 1:
             raise CompactionError(f"densities are shares in (0, 1], got {density}")
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise CompactionError("data are a pair: inputs and targets")
     x, y = data
     inputs = x if isinstance(x, tuple) else (x,)
+    if not len(inputs[0]) or len(inputs[0]) != len(y):
+        raise CompactionError(f"{len(inputs[0])} inputs and {len(y)} targets")
     objectives = _objectives(y, loss, metric)
     found = units(net)
     chosen = unit_scores(net, scores, found)

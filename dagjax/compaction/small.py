@@ -116,7 +116,7 @@ class Cutting:
     data_fields=["params", "state"],
     meta_fields=["cutting"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Small:
     """A network whose pruned structure is gone; a pytree like a DAG.
 
@@ -143,9 +143,19 @@ class Small:
         shapes = jax.tree.map(shape_of, xs)
         source, evaluator = self.cutting.plan(shapes)
         leaves = jax.tree.leaves((self.params, self.state["user"]))
+        self._check(leaves, source, evaluator)
         args = [*leaves, *map(jnp.asarray, jax.tree.leaves(xs))]
         made = evaluator(*args, added=self.state["folded"])
         return jax.tree.unflatten(source.result, made)
+
+    def _check(self, leaves: list[Any], source: Source, evaluator: Evaluator) -> None:
+        for place, (x, var) in enumerate(zip(leaves, source.body.invars, strict=False)):
+            if np.shape(x) != evaluator.size(var) and np.size(x):  # empty: not read
+                raise CompactionError(
+                    f"leaf {place} of the parameters and the state has shape "
+                    f"{list(np.shape(x))}, in this network {list(evaluator.size(var))};"
+                    " index.gather brings a tree of the whole network here"
+                )
 
     def replace(self, **changes: Any) -> Small:
         """A copy with other fields: `small.replace(params=params)`."""
@@ -235,9 +245,11 @@ def _constant(channels: Channels, known: Known, kept: Any, step: Step, env: Any)
 def _thin(x: Any) -> Any:
     """Axes along which all slices are equal get size 1: a bias map is a vector then."""
     host = np.asarray(x)
+    exact = not jnp.issubdtype(x.dtype, jnp.inexact)
+    rtol = 0 if exact else 8 * float(jnp.finfo(x.dtype).eps)
     for axis in range(host.ndim):
         first = np.take(host, [0], axis)
-        if host.shape[axis] > 1 and np.allclose(host, first, rtol=1e-6, atol=0):
+        if host.shape[axis] > 1 and np.allclose(host, first, rtol=rtol, atol=0):
             host = first
     return jnp.asarray(host)
 

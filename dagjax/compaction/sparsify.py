@@ -47,7 +47,7 @@ class Choice:
     data_fields=["params", "state"],
     meta_fields=["form", "choices"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
     """A network some of whose matrices are held as their entries.
 

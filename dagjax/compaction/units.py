@@ -20,6 +20,7 @@ from dagjax.graph.dag import DAG
 from dagjax.graph.topology import Graph
 from dagjax.graph.tracing.naming import path_of
 
+_USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
 ARCS = "arcs"  # the group whose units are whole branches
 
 
@@ -336,7 +337,8 @@ def _ends_of(channels: Any, ends: Any, chosen: int, paths: Any) -> list[Any]:
 def _name(ends: list[tuple[str, int]]) -> tuple[str, int]:
     """The parameter that writes the units, by its last axis, and the axis."""
     path, axis = max(ends, key=lambda end: end[1])
-    return (path.rsplit("/", 1)[0] if "/" in path else path), axis
+    layer, _, last = path.rpartition("/")
+    return (layer if layer and last in _USUAL else path), axis
 
 
 def _unique(named: tuple[str, int], taken: Any) -> str:
@@ -363,7 +365,7 @@ def _levels(source: Source) -> Array:
     flat = channels.classes.of[channels.classes.flat]
     for column in channels.classes.of[channels.classes.factors].T:
         np.minimum.at(found, column, found[flat])
-    return found
+    return np.where(found == np.iinfo(np.int32).max, 0, found)  # met by none
 
 
 # --- whole arcs -----------------------------------------------------------------------

@@ -21,7 +21,7 @@ from dagjax.graph.topology import Arc, Graph
     data_fields=["params", "state"],
     meta_fields=["graph"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DAG:
     """A network as a directed acyclic graph of functions.
 
