@@ -298,8 +298,9 @@ def _aggregated(found: Units, leaves: list[Any], reduce: str) -> Array:
     for leaf, var in zip(leaves, found.source.body.invars, strict=False):
         if leaf is None:
             continue
-        x = np.abs(np.asarray(leaf)).astype(np.float32)  # complex ones too
-        x = np.square(x) if reduce == "l2" else x
+        x = np.asarray(leaf)
+        x = np.asarray(np.abs(x) if np.iscomplexobj(x) else x, dtype=np.float32)
+        x = np.square(x) if reduce == "l2" else np.abs(x)
         for axis, of in enumerate(channels.classes_at(var)):
             if channels.is_pinned(channels.at[var][axis]):
                 continue
