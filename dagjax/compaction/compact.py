@@ -16,6 +16,7 @@ from dagjax.compaction.small import Cutting, Small, constants, folds
 from dagjax.compaction.source import Source, shape_of, source_of
 from dagjax.compaction.trees import leaves_like, named
 from dagjax.compaction.verify import verify as check
+from dagjax.graph.collector import paused
 
 
 class Compacted(NamedTuple):
@@ -32,6 +33,7 @@ class Compacted(NamedTuple):
     opt_state: Any = None
 
 
+@paused()
 def compact(
     net: Any,
     mask: Any,

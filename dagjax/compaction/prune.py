@@ -14,6 +14,7 @@ from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.labels import Array
 from dagjax.compaction.trees import leaves_like, named
 from dagjax.compaction.units import ARCS, Units, units
+from dagjax.graph.collector import paused
 
 _REDUCTIONS = ("l1", "l2", "mean", "max")
 _SCOPES = ("global", "group", "level")
@@ -24,6 +25,7 @@ class CompactionWarning(UserWarning):
     """A request that is legal and likely not meant."""
 
 
+@paused()
 def prune_units(
     net: Any,
     scores: Any = "l2",

@@ -16,6 +16,7 @@ from dagjax.compaction import cost_model
 from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.labels import Array
 from dagjax.compaction.source import Source, source_of
+from dagjax.graph.collector import paused
 from dagjax.graph.dag import DAG
 from dagjax.graph.topology import Graph
 from dagjax.graph.tracing.naming import path_of
@@ -205,6 +206,7 @@ class Units(Mapping[str, Group]):
         return "\n".join(lines)
 
 
+@paused()
 def units(net: Any) -> Units:
     """All that can be removed of a network, found by following every axis.
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.graph.collector import paused
 from dagjax.graph.dag import DAG
 from dagjax.graph.merges import Concat, Max, Product
 from dagjax.graph.topology import Arc, Graph, Space
@@ -21,6 +22,7 @@ from dagjax.graph.tracing.program import Program
 from dagjax.graph.tracing.traced import Traced, TracedForm, TracedMerge
 
 
+@paused()
 def trace(
     fn: Callable[..., Any],
     params: Any,
