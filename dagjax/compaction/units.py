@@ -257,14 +257,16 @@ def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Gro
         for axis, of in enumerate(channels.classes_at(var))
         if (of != classes.pinned).any()
     ]
-    nothing = np.zeros(classes.count, bool)
+    nothing, levels = np.zeros(classes.count, bool), _levels(source)
     flops, params = (cost_model.spread(channels, t.saved(nothing)) for t in terms)
-    levels = _levels(source)
+    owners = np.repeat(np.arange(len(ends)), [len(of) for *_, of in ends])
+    held = np.concatenate([of for *_, of in ends]) if ends else owners
     found: dict[str, Group] = {}
     for classes_of in sorted(
         _alike(channels, ends), key=lambda m: int(levels[m].min())
     ):
-        name = _unique(_name(_ends_of(channels, ends, classes_of[0], paths)), found)
+        where = np.unique(owners[_belonging(channels, classes_of[0])[held]])
+        name = _unique(_name([(paths[ends[i][0]], ends[i][1]) for i in where]), found)
         found[name] = Group(
             name, len(classes_of), int(levels[classes_of].min()),
             flops[classes_of], params[classes_of], classes_of,
@@ -326,14 +328,14 @@ def _sorted(owner: Array, count: int) -> tuple[Array, ...]:
     return tuple(order[a:b] for a, b in itertools.pairwise(edges))
 
 
-def _ends_of(channels: Any, ends: Any, chosen: int, paths: Any) -> list[Any]:
-    """`(path, axis)` where a class lies, directly or in a product."""
+def _belonging(channels: Any, chosen: int) -> Array:
+    """`[classes]`: a class itself, and the products that it is a factor of."""
     classes = channels.classes
     flat, factors = classes.of[classes.flat], classes.of[classes.factors]
     mine = np.zeros(classes.count, bool)
     mine[chosen] = True
     mine[flat[(factors == chosen).any(1)]] = True
-    return [(paths[leaf], axis) for leaf, axis, of in ends if mine[of].any()]
+    return mine
 
 
 def _name(ends: list[tuple[str, int]]) -> tuple[str, int]:
