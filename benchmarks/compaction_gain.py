@@ -10,8 +10,8 @@ over that of the smaller one.
 Some widths are much slower than others (a first convolution to 32 channels can take
 longer than one to 64), so both sides try a few roundings beforehand and take the one
 that is fastest: dagjax multiples for all groups, then one for the group of the first
-convolution; Torch-Pruning, whose rounding is global, multiples for all that keep within 2
-percent of the share, and the faster of two memory formats.
+convolution; Torch-Pruning, whose rounding is global, multiples for all that keep within
+2 percent of the share, and the faster of two memory formats.
 """
 
 from __future__ import annotations
@@ -119,14 +119,11 @@ def measure(
 
 def prepared(torch: TorchPruning, ask: dict[str, Any]) -> dict[str, Any]:
     """A model of the other side, in the rounding and the format that are fastest."""
-    found = []
-    for multiple in (None, *MULTIPLES) if ask["variant"] != "dense" else (None,):
+    found, share = [], ask["variant"]
+    for multiple in (None, *MULTIPLES) if share != "dense" else (None,):
         one = {**ask, "round_to": multiple}
         made = {**torch.ask(do="prepare", **one), "ask": one}
-        if (
-            multiple is None
-            or abs(made["macs ratio"] / float(ask["variant"]) - 1) < 0.02
-        ):
+        if multiple is None or abs(made["macs ratio"] / float(share) - 1) < 0.02:
             found.append(made)
     return min(found, key=lambda r: min(r["formats"].values()))
 
