@@ -33,7 +33,7 @@ imports: $(DEV)
 	$(BIN)/lint-imports
 
 pytest: $(DEV)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 notebooks: $(DEV)
 	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
