@@ -130,13 +130,7 @@ class _Problem:
     def _facts(self, place: int, alive: Any, constants: bool) -> tuple[Array, ...]:
         facts = tuple(np.where(a, np.nan, 0.0) for a in alive)
         x = self.leaves[place]
-        real = not jnp.issubdtype(x.dtype, jnp.complexfloating)
-        if (
-            constants
-            and np.ndim(x) == 1
-            and jnp.issubdtype(x.dtype, jnp.number)
-            and real
-        ):
+        if constants and np.ndim(x) == 1 and _is_real(x):
             chosen = self.silent[self.axes[place][0]] & alive[0]
             facts[0][chosen] = np.asarray(x)[chosen].astype(np.float64)
         return facts
