@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels import CompactionError
+from dagjax.compaction.evaluate import Evaluator
 from dagjax.compaction.index import Index, gather, gather_host
 from dagjax.compaction.liveness import Liveness, liveness
 from dagjax.compaction.refusals import refuse_random, refuse_training
@@ -156,7 +157,7 @@ def _cut(
         jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
         keeps, live.facts, len(steps), len(flat), coupled,
     )  # fmt: skip
-    cutting.remember(source, live.known)
+    cutting.remember(source, Evaluator(channels, kept, live.known, steps))
     whole = len(jax.tree.leaves(net.params))
     gone = tuple(
         _none_of(k) if i in live.unread and i < whole else k

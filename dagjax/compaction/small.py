@@ -83,13 +83,13 @@ class Cutting:
         key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
         if key not in self._plans:
             source = source_of(self.tree.unflatten(self.shapes), inputs)
-            known = known_of(source.channels_of(self.coupled), self.facts)
-            self.remember(source, known)
+            self._again(source)
         return self._plans[key]
 
-    def remember(self, source: Source, known: Known) -> Evaluator:
-        """Keep the plan for the shapes of a program."""
+    def _again(self, source: Source) -> None:
+        """The same cut in the program of other shapes."""
         channels, ends = source.channels_of(self.coupled), source.body.invars
+        known = known_of(channels, self.facts)
         steps, _ = needed(channels, known)
         removed, _ = removable(channels, known, steps, self.prunable)
         kept = channels.kept(removed)
@@ -104,11 +104,13 @@ class Cutting:
                 f"{len(folded)} constants are to be folded at these shapes, "
                 f"{self.count} where the network was cut; compact it at these shapes"
             )
-        evaluator = Evaluator(channels, kept, known, folded)
+        self.remember(source, Evaluator(channels, kept, known, folded))
+
+    def remember(self, source: Source, evaluator: Evaluator) -> None:
+        """Keep the plan for the shapes of a program."""
         leaves, tree = jax.tree.flatten(source.inputs)
         key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
         self._plans[key] = source, evaluator
-        return evaluator
 
 
 @functools.partial(
