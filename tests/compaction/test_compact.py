@@ -336,3 +336,29 @@ def test_another_image_size_is_no_silent_broadcast():
     small = dj.compact(dag, mask, verify=False).net
     with pytest.raises(dj.CompactionError, match="4"):
         masking.run(small, (x[:, :1, :1],))
+
+
+def test_complex_vectors_are_no_real_constants():
+    """Zombies whose biases have an imaginary part, behind a norm."""
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=8) + 1j * rng.normal(size=8)
+    params = {"up": nets.normal(4, 8), "b": jnp.asarray(shift, jnp.complex64)}
+    params["down"] = nets.normal(8, 3, seed=2)
+
+    def fn(p, x):
+        return (
+            nets.layer_norm(
+                {"scale": jnp.ones(8), "bias": jnp.zeros(8)},
+                jnp.tanh(x @ p["up"] + jnp.imag(p["b"])),
+            )
+            @ p["down"]
+        )
+
+    net, x = dj.trace(fn, params, jnp.ones((2, 4))), nets.normal(5, 4)
+    gone = np.isin(np.arange(8), (1, 3, 5))
+    params["b"] = jnp.where(gone, 0.3 + 2j, params["b"])  # alike
+    net = net.replace(params=params)
+    mask = {"up": np.tile(~gone, (4, 1)), "b": None, "down": np.tile(~gone, (3, 1)).T}
+    small = dj.compact(net, mask, verify=False).net
+    want = fn(applied(mask | {"b": np.ones(8, bool)}, params), x)
+    assert jnp.allclose(small(x), want, atol=1e-5)
