@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -79,8 +80,7 @@ def compact(
     leaves, flat, live = settled(net, mask, source, coupled)
     refuse_random(source, flat)
     cutting, folded, keeps = _cut(net, source, live, leaves, flat, coupled)
-    spare = [None] * (len(leaves) - len(flat))
-    rows = zip(leaves, [*flat, *spare], keeps, strict=True)
+    rows = itertools.zip_longest(leaves, flat, keeps)  # the state has no masks
     params, state = _parts(net, [_left(x, m, k) for x, m, k in rows])
     small = Small(cutting, params, {"user": state, "folded": folded})
     count = len(jax.tree.leaves(net.params))
@@ -111,10 +111,9 @@ def settled(
 
 def masked(leaves: list[Any], flat: list[Any]) -> list[Any]:
     """The leaves with zeros where their masks are False."""
-    spare = [None] * (len(leaves) - len(flat))
     return [
         x if m is None else jnp.where(m, x, jnp.zeros_like(x))
-        for m, x in zip([*flat, *spare], leaves, strict=True)
+        for m, x in itertools.zip_longest(flat, leaves)
     ]
 
 

@@ -79,8 +79,7 @@ class Cutting:
 
     def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, Evaluator]:
         """The program at these shapes of the inputs, and how it is evaluated."""
-        leaves, tree = jax.tree.flatten(inputs)
-        key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
+        key = _form(inputs)
         if key not in self._plans:
             source = source_of(self.tree.unflatten(self.shapes), inputs)
             self._again(source)
@@ -108,9 +107,13 @@ class Cutting:
 
     def remember(self, source: Source, evaluator: Evaluator) -> None:
         """Keep the plan for the shapes of a program."""
-        leaves, tree = jax.tree.flatten(source.inputs)
-        key = (tree, tuple((x.shape, str(x.dtype)) for x in leaves))
-        self._plans[key] = source, evaluator
+        self._plans[_form(source.inputs)] = source, evaluator
+
+
+def _form(inputs: Any) -> Any:
+    """Structure, shapes and types of inputs, to be compared."""
+    leaves, tree = jax.tree.flatten(inputs)
+    return tree, tuple((x.shape, str(x.dtype)) for x in leaves)
 
 
 @functools.partial(

@@ -11,6 +11,7 @@ import numpy as np
 
 from dagjax.compaction.channels import Channels, CompactionError
 from dagjax.compaction.program import Body, body_of
+from dagjax.compaction.trees import no_network
 from dagjax.graph.dag import DAG
 
 _BATCH = 2  # where the network does not say at which batch size it was made
@@ -77,10 +78,7 @@ def example_of(net: Any) -> tuple[Any, ...]:
     if not isinstance(net, DAG):
         if hasattr(net, "cutting"):
             return net.cutting.inputs
-        raise CompactionError(
-            f"a network was expected, got {type(net).__name__}: give a DAG "
-            "(dj.init, dj.trace, dj.from_nnx, dj.from_linen)"
-        )
+        raise no_network(net)
     program = getattr(net.graph.form, "program", None)
     if program is not None:
         return program.request.inputs

@@ -60,11 +60,16 @@ def network(net: Any) -> Any:
         CompactionError: If it is none.
     """
     if not all(hasattr(net, part) for part in ("params", "state", "replace")):
-        raise CompactionError(
-            f"a network was expected, got {type(net).__name__}: give a DAG "
-            "(dj.init, dj.trace, dj.from_nnx, dj.from_linen) or a compacted one"
-        )
+        raise no_network(net)
     return net
+
+
+def no_network(net: Any) -> CompactionError:
+    """What is said of anything else."""
+    return CompactionError(
+        f"a network was expected, got {type(net).__name__}: give a DAG (dj.init, "
+        "dj.trace, dj.from_nnx, dj.from_linen) or a compacted one"
+    )
 
 
 def _holes(tree: Any) -> Any:

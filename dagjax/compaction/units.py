@@ -16,10 +16,10 @@ from dagjax.compaction import cost_model
 from dagjax.compaction.channels import CompactionError
 from dagjax.compaction.labels import Array
 from dagjax.compaction.source import Source, source_of
+from dagjax.compaction.trees import named
 from dagjax.graph.collector import paused
 from dagjax.graph.dag import DAG
 from dagjax.graph.topology import Graph
-from dagjax.graph.tracing.naming import path_of
 
 _USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
 ARCS = "arcs"  # the group whose units are whole branches
@@ -238,8 +238,7 @@ def units(net: Any) -> Units:
 def _units(source: Source, tree: Any, graph: Graph | None) -> Units:
     """Values do not enter, so the units of a program are found once."""
     numbered = tree.unflatten(range(tree.num_leaves))
-    named = jax.tree_util.tree_leaves_with_path(numbered)
-    paths, channels = tuple(path_of(path) for path, _ in named), source.channels
+    paths, channels = tuple(named(numbered)), source.channels
     terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
     found = _groups(source, paths, terms)
     arcs = {} if graph is None else _arcs(graph, numbered)
