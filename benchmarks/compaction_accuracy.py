@@ -38,7 +38,7 @@ import record
 from scipy import stats
 
 import dagjax as dj
-from dagjax.compaction.lift import energy, lift_prune
+from dagjax.compaction.pruning.lift import energy, lift_prune
 from dagjax.experiments.data import load
 from dagjax.experiments.tasks import accuracy, cross_entropy
 from dagjax.report import style

@@ -27,8 +27,8 @@ import record
 from torch_pruning_process import TorchPruning
 
 import dagjax as dj
-from dagjax.compaction import source
-from dagjax.graph.dag import count_params
+from dagjax.compaction.channels import traced_network as source
+from dagjax.graph.core.dag import count_params
 
 NETS = ("resnet18", "resnet50", "vit_b_16")
 RATIO = 0.3

@@ -24,7 +24,7 @@ import optax
 import record
 from jax import lax
 
-from dagjax.graph.convolution import matmul_conv, scan_conv
+from dagjax.graph.zoo.convolution import matmul_conv, scan_conv
 
 CONVS = {"xla": None, "scan_conv": scan_conv, "matmul_conv": matmul_conv}
 SHAPES = {"lenet5": (28, 28, 1), "resnet8": (32, 32, 3), "resnet20": (32, 32, 3)}

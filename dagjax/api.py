@@ -28,7 +28,7 @@ from dagjax.experiments.store import Store, check_same
 from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
 from dagjax.experiments.tickets import TICKETS
 from dagjax.experiments.train import TrainConfig, Trained
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.topology import Graph
 from dagjax.report import drawing, figures
 
 DENSITIES = (0.67, 0.45, 0.3, 0.2)

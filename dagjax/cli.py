@@ -234,8 +234,8 @@ def run_compact(options: Compact) -> None:
 def run_show(options: Show) -> None:
     """`dagjax show`."""
     set_up_jax("cpu")
-    from dagjax.graph.combine import as_graph
-    from dagjax.graph.show import show
+    from dagjax.graph.core.combine import as_graph
+    from dagjax.graph.core.show import show
     from dagjax.report import drawing
 
     graph = as_graph(load_net(options.net, None))
@@ -347,8 +347,8 @@ def _fitting(name: str, data: Any) -> dict[str, Any]:
 
 
 def _of_zoo(name: str, input_shape: Any, classes: int, scan_conv: bool) -> Any:
-    from dagjax.graph.convolution import scan_conv as fast
     from dagjax.graph.zoo import by_name
+    from dagjax.graph.zoo.convolution import scan_conv as fast
 
     conv: dict[str, Any] = {"conv": fast} if scan_conv else {}
     return by_name(name, classes=classes, input_shape=tuple(input_shape), **conv)

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.compact import Compacted, compact
-from dagjax.compaction.small import Small
-from dagjax.compaction.source import example_of, shape_of
-from dagjax.compaction.units import units
+from dagjax.compaction.channels.traced_network import example_of, shape_of
+from dagjax.compaction.channels.units import units
+from dagjax.compaction.removal.compact import Compacted, compact
+from dagjax.compaction.removal.compacted import Small
 from dagjax.experiments.examples import Data
 from dagjax.experiments.model import Model, Theta
 from dagjax.experiments.refit import refit
@@ -34,8 +34,8 @@ from dagjax.experiments.run import (
 )
 from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.train import Trained, make_trainer
-from dagjax.graph.dag import DAG, count_params
-from dagjax.graph.initialize import init
+from dagjax.graph.core.dag import DAG, count_params
+from dagjax.graph.core.initialize import init
 from dagjax.sparsity import masks
 
 _SAME = 1e-3  # curves are the same up to that share of the largest loss

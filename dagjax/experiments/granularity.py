@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dagjax.experiments.model import Model, Theta
 from dagjax.experiments.tasks import Task
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.topology import Graph
 from dagjax.sparsity import masks, scores, selection, units
 from dagjax.sparsity.masks import Mask
 from dagjax.sparsity.pruners import Pruner, one_shot

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from dagjax.graph import dag as _dag
-from dagjax.graph import initialize
-from dagjax.graph.combine import as_graph
-from dagjax.graph.topology import Graph
+from dagjax.graph.core import dag as _dag
+from dagjax.graph.core import initialize
+from dagjax.graph.core.combine import as_graph
+from dagjax.graph.core.topology import Graph
 
 Theta = dict[str, Any]  # {"params": {arc: ...}, "gates": {arc: gate} or {}}
 

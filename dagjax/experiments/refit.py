@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dagjax.compaction.small import Small
+from dagjax.compaction.removal.compacted import Small
 from dagjax.experiments.model import Model
-from dagjax.graph.functions import Function, Linen
-from dagjax.graph.nested import Nested
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.functions import Function, Linen
+from dagjax.graph.core.nested import Nested
+from dagjax.graph.core.topology import Graph
 
 _TOLERANCE = 1e-4  # of the largest output
 

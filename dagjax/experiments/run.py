@@ -34,8 +34,8 @@ from dagjax.experiments.seeds import Keys, over_seeds, place
 from dagjax.experiments.store import Store
 from dagjax.experiments.tasks import Task
 from dagjax.experiments.train import TrainConfig, Trained, Trainer, TrainInfo
-from dagjax.graph.dag import count_params
-from dagjax.graph.width import narrow_to
+from dagjax.graph.core.dag import count_params
+from dagjax.graph.rewrite.width import narrow_to
 from dagjax.sparsity import masks
 from dagjax.sparsity.pruners import Pruner
 

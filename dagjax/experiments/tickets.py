@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.compact import Compacted, compact
-from dagjax.compaction.cost import cost
-from dagjax.compaction.index import Index
-from dagjax.compaction.saving import load, save
-from dagjax.compaction.source import example_of
+from dagjax.compaction.channels.traced_network import example_of
+from dagjax.compaction.export.cost import cost
+from dagjax.compaction.export.saving import load, save
+from dagjax.compaction.removal.compact import Compacted, compact
+from dagjax.compaction.removal.index import Index
 from dagjax.experiments.cutout import network
 from dagjax.experiments.granularity import GRANULARITIES
 from dagjax.experiments.model import Model
 from dagjax.experiments.store import Store, StoreError
 from dagjax.experiments.train import Trained
-from dagjax.graph.dag import DAG, count_params
+from dagjax.graph.core.dag import DAG, count_params
 from dagjax.graph.tracing.naming import path_of
 from dagjax.sparsity import masks
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from dagjax.graph import folding
-from dagjax.graph.dag import DAG, graph_of
-from dagjax.graph.folding import Folded
-from dagjax.graph.topology import Graph, live_arcs
+from dagjax.graph.core.dag import DAG, graph_of
+from dagjax.graph.core.topology import Graph, live_arcs
+from dagjax.graph.rewrite import folding
+from dagjax.graph.rewrite.folding import Folded
 from dagjax.report import scale
 from dagjax.report.layout import Bracket, Layout, layout
 from dagjax.report.painting import Painter

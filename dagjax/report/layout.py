@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dagjax.graph.topology import Arc, Graph
+from dagjax.graph.core.topology import Arc, Graph
 from dagjax.report import naming
 from dagjax.report.naming import Label, Name, Point
 from dagjax.report.routing import RADIUS, Router

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.topology import Graph
 from dagjax.report import naming
 from dagjax.report.layout import RADIUS, Bracket, Layout
 from dagjax.report.naming import Point

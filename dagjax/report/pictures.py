@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dagjax.experiments.result import Record
-from dagjax.graph.topology import natural
+from dagjax.graph.core.topology import natural
 from dagjax.report.style import FAINT, MUTED, canvas
 
 if TYPE_CHECKING:

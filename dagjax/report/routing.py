@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagjax.graph.topology import Arc, Graph
+from dagjax.graph.core.topology import Arc, Graph
 from dagjax.report.naming import Point
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.topology import Graph
 from dagjax.report.style import FAINT, MUTED, diverging
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dagjax.compaction.sensitivity import Sensitivity
+from dagjax.compaction.pruning.sensitivity import Sensitivity
 from dagjax.report.style import FAINT, MUTED, canvas, diverging, spread
 
 if TYPE_CHECKING:

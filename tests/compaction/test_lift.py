@@ -8,8 +8,9 @@ import pytest
 from jax import lax
 
 import dagjax as dj
-from dagjax.compaction import features, refit
-from dagjax.compaction.lift import energy, lift_prune, refit_kept
+from dagjax.compaction.pruning import features
+from dagjax.compaction.pruning import least_squares as refit
+from dagjax.compaction.pruning.lift import energy, lift_prune, refit_kept
 from tests.graph import nets
 
 RNG = np.random.default_rng(0)

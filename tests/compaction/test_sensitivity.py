@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import dagjax as dj
-from dagjax.compaction import sensitivity as module
-from dagjax.compaction.sensitivity import sensitivity
+from dagjax.compaction.pruning import sensitivity as module
+from dagjax.compaction.pruning.sensitivity import sensitivity
 from dagjax.report.sensitivity import draw_sensitivity
 from tests.graph import nets
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction import sparsify as module
+from dagjax.compaction.export import sparsify as module
 
 ZEROS = 0.97
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dagjax.compaction import wiring
-from dagjax.compaction.channels import Channels
-from dagjax.compaction.evaluate import End, cut_like
-from dagjax.compaction.program import body_of, is_literal
+from dagjax.compaction.channels import wiring
+from dagjax.compaction.channels.coupling import Channels
+from dagjax.compaction.removal.evaluate import End, cut_like
+from dagjax.jaxprs.program import body_of, is_literal
 
 
 class Case(NamedTuple):

@@ -110,7 +110,7 @@ def test_a_run_of_regression(folder, capsys):
 
 
 def test_a_ticket_is_cut_out(folder, capsys, monkeypatch):
-    monkeypatch.setattr("dagjax.compaction.cost._latency", lambda *args: 1e-3)
+    monkeypatch.setattr("dagjax.compaction.export.cost._latency", lambda *args: 1e-3)
     own = ["--net", "own_net:net", "--data", "own_net:data", "--out", "run"]
     cli.main(["lottery", *TINY, *own, "--prune", "units", "--no-compact"])
     cli.main(["compact", "run", *CPU, "--seed", "2", "--batch-sizes", "4"])

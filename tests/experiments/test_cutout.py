@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import dagjax as dj
 from dagjax import api
-from dagjax.compaction import cost
+from dagjax.compaction.export import cost
 from dagjax.experiments import cutout, tickets
 from dagjax.experiments import run as driver
 from dagjax.experiments.granularity import GRANULARITIES

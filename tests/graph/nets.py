@@ -18,7 +18,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import dagjax as dj
-from dagjax.graph.merges import Port
+from dagjax.graph.core.merges import Port
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 DTYPES = tuple(TOLERANCE)
@@ -91,7 +91,7 @@ class Case(NamedTuple):
 
     def arc(self, arc: dj.Arc, x: np.ndarray, train: bool = False, key: Any = None):
         """What the arc makes of `x`, in numpy if possible."""
-        own = lambda tree: tree if arc.rooted else tree.get(arc.name, {})
+        own = lambda tree: tree if arc.reads_all_params else tree.get(arc.name, {})
         params, state = own(self.dag.params), own(self.dag.state)
         if arc.name in self.functions:
             return self.functions[arc.name](jax.tree.map(np.asarray, params), x)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dagjax as dj
-from dagjax.graph.bundle import Bundle
+from dagjax.graph.rewrite.bundle import Bundle
 from tests.graph import nets
 
 

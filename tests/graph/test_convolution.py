@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dagjax.graph.convolution import LAYOUT, matmul_conv, scan_conv
+from dagjax.graph.zoo.convolution import LAYOUT, matmul_conv, scan_conv
 
 CONVS = pytest.mark.parametrize("conv", [matmul_conv, scan_conv])
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 import dagjax as dj
-from dagjax.graph.folding import cut_nodes, fold, runs
-from dagjax.graph.merges import Concat, Max
-from dagjax.graph.topology import Arc, Graph
+from dagjax.graph.core.merges import Concat, Max
+from dagjax.graph.core.topology import Arc, Graph
+from dagjax.graph.rewrite.folding import cut_nodes, fold, runs
 
 
 def chain(*fns):

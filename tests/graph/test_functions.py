@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.graph.functions import (
+from dagjax.graph.core.functions import (
     Linen,
     Pair,
     Plain,

@@ -11,8 +11,8 @@ import pytest
 from jax.nn import initializers
 
 import dagjax as dj
-from dagjax.graph.functions import as_function
-from dagjax.graph.identity import canonical
+from dagjax.graph.core.functions import as_function
+from dagjax.jaxprs.canonical import canonical
 
 OFFSET = 1.0
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import dagjax as dj
-from dagjax.graph.show import summary
+from dagjax.graph.core.show import summary
 from tests.graph import nets
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 import dagjax as dj
-from dagjax.graph import subnetworks
+from dagjax.graph.parts import subnetworks
 from tests.graph import nets
 
 pytestmark = pytest.mark.usefixtures("optimized")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import dagjax as dj
-from dagjax.graph.dag import count_params
+from dagjax.graph.core.dag import count_params
 
 
 def count(graph, *xs):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.graph.dag import count_params
+from dagjax.graph.core.dag import count_params
 from tests.graph import nets, twins
 
 TOLERANCE = nets.TOLERANCE["float32"]

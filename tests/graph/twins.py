@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dagjax as dj
-from dagjax.graph.topology import Space
+from dagjax.graph.core.topology import Space
 from tests.graph import nets
 
 Tree = dict[str, Any]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 import dagjax as dj
-from dagjax.graph.merges import Port
+from dagjax.graph.core.merges import Port
 from tests.graph import nets
 
 pytestmark = pytest.mark.usefixtures("optimized")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction import source, wiring
+from dagjax.compaction.channels import traced_network as source
+from dagjax.compaction.channels import wiring
 from tests.compaction import masking
 from tests.compaction.test_wiring import swapped
 from tests.graph import nets

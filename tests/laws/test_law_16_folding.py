@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction.evaluate import Evaluator
+from dagjax.compaction.removal.evaluate import Evaluator
 from tests.compaction import masking
 from tests.graph import nets
 

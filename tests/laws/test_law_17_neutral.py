@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.graph.merges import Port
+from dagjax.graph.core.merges import Port
 from tests.graph import nets
 
 SHAPE = (5, 4)  # tokens, features

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction.lift import lift_prune, refit_kept
+from dagjax.compaction.pruning.lift import lift_prune, refit_kept
 from tests.graph import nets
 
 EXACT = 1e-8

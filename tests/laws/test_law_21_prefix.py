@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction import lift, refit
+from dagjax.compaction.pruning import least_squares as refit
+from dagjax.compaction.pruning import lift
 from tests.graph import nets
 
 RIDGE, WIDTH = 1e-3, 6

@@ -14,9 +14,9 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 import dagjax as dj
 from dagjax.graph import zoo
-from dagjax.graph.combine import block, concat, merge, parallel, residual, series
-from dagjax.graph.merges import Attention, Concat, Experts, Max, Mean, Product
-from dagjax.graph.topology import Arc, Graph, GraphError
+from dagjax.graph.core.combine import block, concat, merge, parallel, residual, series
+from dagjax.graph.core.merges import Attention, Concat, Experts, Max, Mean, Product
+from dagjax.graph.core.topology import Arc, Graph, GraphError
 from dagjax.report.drawing import arc_shares, draw
 from dagjax.report.layout import NAMED, RADIUS, layout
 

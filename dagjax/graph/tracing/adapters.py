@@ -8,8 +8,8 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
-from dagjax.graph.dag import DAG
-from dagjax.graph.functions import Linen
+from dagjax.graph.core.dag import DAG
+from dagjax.graph.core.functions import Linen
 from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
 

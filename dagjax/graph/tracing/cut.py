@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from dagjax.graph.tracing.flatten import Equation
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.roles import is_sum
+from dagjax.jaxprs.flatten import Equation
+from dagjax.jaxprs.primitives import is_sum
 
 
 class Choice(NamedTuple):
@@ -49,7 +49,7 @@ class Piece:
     copy: int = 0
 
 
-class Meeting(NamedTuple):
+class Join(NamedTuple):
     """What becomes a merge: the equations that make a node of its ports."""
 
     ports: tuple[Value, ...]
@@ -64,7 +64,7 @@ class Cut:
     choice: Choice
     nodes: list[Value]
     pieces: list[Piece]
-    merges: dict[Value, Meeting]
+    merges: dict[Value, Join]
 
     def work(self, piece: Piece) -> list[Equation]:
         """The equations of a piece."""
@@ -95,7 +95,7 @@ class _Cutter:
     def __init__(self, flow: Flow, choice: Choice):
         self.flow, self.choice = flow, choice
         self.pieces: list[Piece] = []
-        self.merges: dict[Value, Meeting] = {}
+        self.merges: dict[Value, Join] = {}
         self._sources: dict[Value, frozenset[Value]] = {}
         self._mixed: set[Value] = set()  # in which branches have met already
         for equation, operands in flow.operands.items():
@@ -118,8 +118,8 @@ class _Cutter:
                 for i, (v, minus) in enumerate(terms)
             ]
         else:
-            self.merges[value] = meeting = self._meeting(value)
-            ends = enumerate(meeting.ports)
+            self.merges[value] = join = self._join(value)
+            ends = enumerate(join.ports)
             found = [Piece(self._at(v), value, v, port=i) for i, v in ends]
         self.pieces += found
         return [piece.source for piece in found]
@@ -161,7 +161,7 @@ class _Cutter:
         sums = is_sum(equation) and len(self.flow.operands[equation]) == 2
         return (False, equation.name == "sub") if sums else ()
 
-    def _meeting(self, value: Value) -> Meeting:
+    def _join(self, value: Value) -> Join:
         """The equations of a merge, and what enters them from one node each."""
         region: dict[Equation, None] = {}
         waiting = [value]
@@ -179,7 +179,7 @@ class _Cutter:
             if self._enters(atom)
         )
         every = self.flow.cone([value], {*entering})  # with what no data goes into
-        return Meeting(tuple(entering), tuple(every))
+        return Join(tuple(entering), tuple(every))
 
     def _enters(self, atom: Any) -> bool:
         data = not isinstance(atom, core.Literal) and atom in self.flow.data

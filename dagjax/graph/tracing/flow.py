@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.extend import core
 
-from dagjax.graph.tracing.flatten import Equation, Flat
+from dagjax.jaxprs.flatten import Equation, Flat
 
 Value = Any  # a variable of the flat program
 

@@ -13,9 +13,9 @@ import jax
 from jax.extend import core
 
 from dagjax.graph.tracing.cut import Cut, Piece
-from dagjax.graph.tracing.flatten import Equation
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.roles import is_light
+from dagjax.jaxprs.flatten import Equation
+from dagjax.jaxprs.primitives import is_light
 
 # What a primitive is called in a network.
 _WORDS = {

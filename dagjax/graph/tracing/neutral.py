@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from dagjax.graph.merges import Port, any_on, is_on, lowest
-from dagjax.graph.tracing.cut import Meeting
-from dagjax.graph.tracing.flatten import Equation
+from dagjax.graph.core.merges import Port, any_on, is_on, lowest
+from dagjax.graph.tracing.cut import Join
 from dagjax.graph.tracing.flow import Value
+from dagjax.jaxprs.flatten import Equation
 
 _LOWEST = frozenset(("max", "reduce_max"))
 _HIGHEST = frozenset(("min", "reduce_min"))
@@ -57,25 +57,25 @@ def settled(roles: Sequence[Role], ports: Sequence[Port], y: jax.Array) -> jax.A
     return jnp.where(any_on(tuple(needed)), y, jnp.zeros_like(y)) if needed else y
 
 
-def roles(meeting: Meeting) -> tuple[Role, ...]:
+def roles(join: Join) -> tuple[Role, ...]:
     """The role of each port of a merge, by the equation that reads it first.
 
     Args:
-        meeting: The equations of the merge and its ports.
+        join: The equations of the merge and its ports.
     """
-    keys = {*_keys(meeting)}
+    keys = {*_keys(join)}
     return tuple(
-        Role("key") if port in keys else _role(port, meeting) for port in meeting.ports
+        Role("key") if port in keys else _role(port, join) for port in join.ports
     )
 
 
-def _role(port: Value, meeting: Meeting) -> Role:
-    equation = next(e for e in meeting.equations if port in e.reads)
+def _role(port: Value, join: Join) -> Role:
+    equation = next(e for e in join.equations if port in e.reads)
     name, operands = equation.name, equation.eqn.invars
     if name == "select_n" and len(operands) == 3 and port in operands[1:]:
         other = operands[2] if operands[1] is port else operands[1]
-        known = not isinstance(other, core.Literal) and other in meeting.ports
-        return Role("case", meeting.ports.index(other)) if known else Role("zero")
+        known = not isinstance(other, core.Literal) and other in join.ports
+        return Role("case", join.ports.index(other)) if known else Role("zero")
     if name in _LOWEST:
         return Role("low")
     if name in _HIGHEST:
@@ -83,21 +83,21 @@ def _role(port: Value, meeting: Meeting) -> Role:
     return Role("factor" if name in _FACTORS else "zero")
 
 
-def _keys(meeting: Meeting) -> Iterable[Value]:
+def _keys(join: Join) -> Iterable[Value]:
     """Of attention `softmax(q k) v` the ports that are keys.
 
     The softmax sums over the positions of the keys: that axis of the logits, followed
     back to the product, is an axis of one of its operands.
     """
-    made = {v: e for e in meeting.equations for v in e.eqn.outvars}
-    total = [e for e in meeting.equations if e.name == "reduce_sum"]
-    if not total or not any(e.name == "exp" for e in meeting.equations):
+    made = {v: e for e in join.equations for v in e.eqn.outvars}
+    total = [e for e in join.equations if e.name == "reduce_sum"]
+    if not total or not any(e.name == "exp" for e in join.equations):
         return
     (axis, *rest), value = total[-1].eqn.params["axes"], total[-1].eqn.invars[0]
     while not rest and value in made:
         equation = made[value]
         if equation.name == "dot_general":
-            yield from _behind(equation, axis, made, meeting)
+            yield from _behind(equation, axis, made, join)
             return
         if equation.name == "transpose":
             axis = equation.eqn.params["permutation"][axis]
@@ -117,7 +117,7 @@ def _before(equation: Equation) -> tuple[int, ...]:
 
 
 def _behind(
-    product: Equation, axis: int, made: dict[Value, Equation], meeting: Meeting
+    product: Equation, axis: int, made: dict[Value, Equation], join: Join
 ) -> Iterable[Value]:
     """The ports behind the operand of a product that has an axis of the result."""
     (contracted, _), (batch, _) = product.eqn.params["dimension_numbers"]
@@ -125,7 +125,7 @@ def _behind(
     free = left.aval.ndim - len(contracted) - len(batch)
     waiting = [left if axis < len(batch) + free else right]
     for value in waiting:
-        if value in meeting.ports:
+        if value in join.ports:
             yield value
         elif value in made:
             waiting += made[value].reads

@@ -1,10 +1,10 @@
 """Which values become nodes; that choice is all that granularity is.
 
 Every data value has a *home*: the one node that it is made of by light work alone
-(elementwise, reductions, moving entries). An equation whose operands have two homes is
-where branches meet: a sum or a merge. So a softmax, a normalization or a gelu, whose
-diamonds close within one home, do not fall apart. A heavy equation (a product with
-parameters, a convolution, a pooling) starts a home of its own, and its node stands as
+(elementwise, reductions, moving entries). An equation whose operands lie in two
+regions is where branches meet: a sum or a merge. So a softmax, a normalization or a
+gelu, whose diamonds close within one home, do not fall apart. A heavy equation (a
+product with parameters, a convolution, a pooling) starts a home of its own, and its node stands as
 far down as everything that leaves the home passes: behind the activation. (Dominators
 of a flow graph: Lengauer & Tarjan 1979; the rule is ours.)
 """
@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
-from dagjax.graph.tracing.flatten import Equation
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.graph.tracing.roles import MOVES, is_key, is_light, is_sum
+from dagjax.jaxprs.flatten import Equation
+from dagjax.jaxprs.primitives import MOVES, is_key, is_light, is_sum
 
 _PRODUCTS = frozenset(("mul",))
 _EXTREMES = (frozenset(("max",)), frozenset(("min",)))
@@ -37,18 +37,18 @@ def layers(flow: Flow) -> Choice:
     """One parametrized operation with the elementwise work that follows it an arc."""
     forced = {*flow.inputs}
     while True:
-        homes = Homes(flow, forced)
-        inner = {v for root in homes.roots for v in _inside(homes, root)} - forced
-        roots = [root for root in homes.roots if root not in inner]
-        ends = {root: homes.end(root) for root in roots}
-        found = {v for root in roots for v in homes.stations(root)}
+        regions = Regions(flow, forced)
+        inner = {v for root in regions.roots for v in _inside(regions, root)} - forced
+        roots = [root for root in regions.roots if root not in inner]
+        ends = {root: regions.end(root) for root in roots}
+        found = {v for root in roots for v in regions.stations(root)}
         found |= {*flow.outputs} - {*ends.values()}
         if found <= forced:
             break
         forced |= found
-    meets = {end for root, end in ends.items() if root in homes.meets}
+    meets = {end for root, end in ends.items() if root in regions.meets}
     nodes = {v for v in {*ends.values()} | forced if v is not None}
-    inner |= homes.meets - nodes  # moved on to its end
+    inner |= regions.meets - nodes  # moved on to its end
     taken = cut(flow, Choice(nodes, meets, inner))
     bare = lambda e: is_light(e, False) and not flow.reads_parameter(e)
     return contracted(taken, lambda piece: all(map(bare, taken.work(piece))))
@@ -100,7 +100,7 @@ def contracted(taken: Cut, drops: Callable[[Piece], bool]) -> Choice:
     return taken.choice._replace(nodes={*taken.nodes} - gone)
 
 
-class Homes:
+class Regions:
     """The home of every data value, and the dominator tree within each home."""
 
     def __init__(self, flow: Flow, forced: set[Value]):
@@ -109,7 +109,7 @@ class Homes:
         self.parent: dict[Value, Value] = {}
         self.depth: dict[Value, int] = {}
         self.reading: dict[Value, Value] = {}  # the last value that parameters made
-        self.meets: set[Value] = set()  # roots where several homes meet
+        self.meets: set[Value] = set()  # roots where several regions meet
         self.stationed: set[Equation] = set()  # makers of roots within one home
         self.exits: dict[Value, dict[Value, list[Equation]]] = {}
         needed = {*flow.cone(flow.outputs, flow.inputs)}
@@ -164,10 +164,10 @@ class Homes:
     def _add(
         self, equation: Equation, operands: tuple[Value, ...], forced: set[Value]
     ) -> None:
-        homes = dict.fromkeys(self.home[v] for v in operands)
+        regions = dict.fromkeys(self.home[v] for v in operands)
         light = is_light(equation, self.flow.reads_parameter(equation))
         for value in equation.eqn.outvars:
-            if len(homes) == 1 and light and value not in forced:
+            if len(regions) == 1 and light and value not in forced:
                 parent = functools.reduce(self._meet, operands)
                 self._settle(value, self.home[parent], parent)
                 base = self.reading[parent]
@@ -176,7 +176,7 @@ class Homes:
                 self.reading[value] = value if fresh else base
                 continue
             self._settle(value, value)
-            if len(homes) > 1:
+            if len(regions) > 1:
                 self.meets.add(value)
             elif light:
                 self.stationed.add(equation)
@@ -201,52 +201,52 @@ class Homes:
         return a
 
 
-def _inside(homes: Homes, root: Value) -> list[Value]:
+def _inside(regions: Regions, root: Value) -> list[Value]:
     """Roots that are no nodes, being part of the merge or sum at `root`.
 
     A sum of sums is one sum, a product of products one product, and attention one
     merge of queries, keys, values and masks.
     """
-    maker = homes.flow.maker.get(root)
-    if maker is None or root not in homes.meets:
+    maker = regions.flow.maker.get(root)
+    if maker is None or root not in regions.meets:
         return []
     if is_sum(maker):
-        return [r for r in _feeding(homes, maker) if is_sum(_made(homes, r))
-                and [*homes.exits[r]] == [r]]  # fmt: skip
+        return [r for r in _feeding(regions, maker) if is_sum(_made(regions, r))
+                and [*regions.exits[r]] == [r]]  # fmt: skip
     for alike in (_PRODUCTS, *_EXTREMES):
         if maker.name in alike:
-            feeding = _feeding(homes, maker)
-            return [r for r in feeding if _made(homes, r).name in alike]
-    return _scores(homes, maker) if maker.name == "dot_general" else []
+            feeding = _feeding(regions, maker)
+            return [r for r in feeding if _made(regions, r).name in alike]
+    return _scores(regions, maker) if maker.name == "dot_general" else []
 
 
-def _scores(homes: Homes, maker: Equation) -> list[Value]:
+def _scores(regions: Regions, maker: Equation) -> list[Value]:
     """The products of queries and keys behind a softmax, with what masks them."""
-    for root in _feeding(homes, maker):
-        work = homes.flow.cone([*homes.exits[root]], {root})
+    for root in _feeding(regions, maker):
+        work = regions.flow.cone([*regions.exits[root]], {root})
         names = {equation.name for equation in work}
         if "exp" in names and "reduce_sum" in names:
-            return _up_to_product(homes, root)
+            return _up_to_product(regions, root)
     return []
 
 
-def _up_to_product(homes: Homes, root: Value) -> list[Value]:
-    made = _made(homes, root)
+def _up_to_product(regions: Regions, root: Value) -> list[Value]:
+    made = _made(regions, root)
     if made.name == "dot_general":
         return [root]
     if made.name not in _MASKING:
         return []
-    for before in _feeding(homes, made):
-        if found := _up_to_product(homes, before):
+    for before in _feeding(regions, made):
+        if found := _up_to_product(regions, before):
             return [root, *found]
     return []
 
 
-def _feeding(homes: Homes, maker: Equation) -> list[Value]:
+def _feeding(regions: Regions, maker: Equation) -> list[Value]:
     """Where branches meet whose values only this equation uses."""
-    before = dict.fromkeys(homes.home[v] for v in homes.flow.operands[maker])
-    return [r for r in before if r in homes.meets and homes.goal(r) is maker]
+    before = dict.fromkeys(regions.home[v] for v in regions.flow.operands[maker])
+    return [r for r in before if r in regions.meets and regions.goal(r) is maker]
 
 
-def _made(homes: Homes, root: Value) -> Equation:
-    return homes.flow.maker[root]
+def _made(regions: Regions, root: Value) -> Equation:
+    return regions.flow.maker[root]

@@ -12,16 +12,16 @@ import jax
 import jax.core
 from jax.extend import core
 
-from dagjax.graph.identity import canonical
 from dagjax.graph.tracing import nodes
 from dagjax.graph.tracing.cut import Cut, Piece, cut
-from dagjax.graph.tracing.errors import TraceError, line_of, name_of, traced
-from dagjax.graph.tracing.fingerprint import fingerprint
-from dagjax.graph.tracing.flatten import Equation, Flat, flatten, program
 from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.graph.tracing.naming import Names, Unique, path_of
-from dagjax.graph.tracing.roles import MOVES, is_key
-from dagjax.graph.tracing.unroll import unrolled
+from dagjax.jaxprs.canonical import canonical
+from dagjax.jaxprs.fingerprint import fingerprint
+from dagjax.jaxprs.flatten import Equation, Flat, flatten, program
+from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
+from dagjax.jaxprs.primitives import MOVES, is_key
+from dagjax.jaxprs.unroll import unrolled
 
 Granularity = str | Callable[[str], Hashable]
 _CHOICES = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from dagjax.graph.identity import canonical
-from dagjax.graph.tracing.errors import TraceError, name_of
-from dagjax.graph.tracing.fingerprint import rules
 from dagjax.graph.tracing.plan import Plan, Request
-from dagjax.graph.tracing.roles import is_key
+from dagjax.jaxprs.canonical import canonical
+from dagjax.jaxprs.fingerprint import rules
+from dagjax.jaxprs.messages import TraceError, name_of
+from dagjax.jaxprs.primitives import is_key
 
 Shape = tuple[int, ...]
 

@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from dagjax.graph.collector import paused
-from dagjax.graph.dag import DAG
-from dagjax.graph.merges import Concat, Max, Product
-from dagjax.graph.topology import Arc, Graph, Space
-from dagjax.graph.tracing.cut import Meeting
-from dagjax.graph.tracing.errors import TraceError, TraceWarning, name_of
+from dagjax.graph.core.dag import DAG
+from dagjax.graph.core.merges import Concat, Max, Product
+from dagjax.graph.core.topology import Arc, Graph, Space
+from dagjax.graph.tracing.cut import Join
 from dagjax.graph.tracing.flow import Value
 from dagjax.graph.tracing.naming import path_of
 from dagjax.graph.tracing.plan import Granularity, Plan, Request
 from dagjax.graph.tracing.program import Program
-from dagjax.graph.tracing.traced import Traced, TracedForm, TracedMerge
+from dagjax.graph.tracing.traced import Traced, TracedMerge, TracedSignature
+from dagjax.jaxprs.gc_paused import gc_paused
+from dagjax.jaxprs.messages import TraceError, TraceWarning, name_of
 
 
-@paused()
+@gc_paused()
 def trace(
     fn: Callable[..., Any],
     params: Any,
@@ -106,20 +106,17 @@ def _graph(program: Program) -> Graph:
         arcs,
         [called[v] for v in plan.inputs],
         dict.fromkeys(called[v] for v in plan.outvars),
-        {
-            called[v]: _merge(program, v, meeting)
-            for v, meeting in plan.cut.merges.items()
-        },
+        {called[v]: _merge(program, v, join) for v, join in plan.cut.merges.items()},
         {called[v]: _space(plan, v, program.batch) for v in plan.cut.nodes},
-        form=TracedForm(program),
+        signature=TracedSignature(program),
     )
 
 
-def _merge(program: Program, value: Value, meeting: Meeting) -> Any:
+def _merge(program: Program, value: Value, join: Join) -> Any:
     """The merge of the built graphs where there is one, else the equations."""
-    (last,) = meeting.equations[-1:]
-    alone = len(meeting.equations) == 1 and [*last.eqn.invars] == [*meeting.ports]
-    alike = alone and len({v.aval.shape for v in meeting.ports}) == 1
+    (last,) = join.equations[-1:]
+    alone = len(join.equations) == 1 and [*last.eqn.invars] == [*join.ports]
+    alike = alone and len({v.aval.shape for v in join.ports}) == 1
     if alone and last.name == "concatenate":
         dimension, ndim = last.eqn.params["dimension"], value.aval.ndim
         return Concat(dimension - ndim if dimension == ndim - 1 else dimension)

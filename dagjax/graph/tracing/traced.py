@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dagjax.graph.form import Form
-from dagjax.graph.functions import Function, Params, State
-from dagjax.graph.merges import Port
-from dagjax.graph.tracing.errors import TraceError, name_of
-from dagjax.graph.tracing.fingerprint import pattern_of
+from dagjax.graph.core.functions import Function, Params, State
+from dagjax.graph.core.merges import Port
+from dagjax.graph.core.signature import Signature
 from dagjax.graph.tracing.naming import describe, kind
 from dagjax.graph.tracing.neutral import roles, settled
 from dagjax.graph.tracing.plan import Leaves, Plan, leaves_of
 from dagjax.graph.tracing.program import Program, Shape
-from dagjax.graph.tracing.roles import is_key, is_known
+from dagjax.jaxprs.fingerprint import pattern_of
+from dagjax.jaxprs.messages import TraceError, name_of
+from dagjax.jaxprs.primitives import is_key, is_known
 
 
 class Here(NamedTuple):
@@ -40,7 +40,7 @@ class Traced(Function):
     It finds its parameters in the user's own tree.
     """
 
-    rooted = True
+    reads_all_params = True
 
     def __init__(self, program: Program, name: str):
         super().__init__(program.request.fn, (program, name), name)
@@ -108,12 +108,12 @@ class TracedMerge:
     def __init__(self, program: Program, node: str):
         self.program, self.node = program, node
         self._value = program.base.value_of[node]
-        self._meeting = program.base.cut.merges[self._value]
-        self.word = kind(self._meeting.equations)
-        self.roles = roles(self._meeting)
-        self.opaque = not all(map(is_known, self._meeting.equations))
+        self._join = program.base.cut.merges[self._value]
+        self.word = kind(self._join.equations)
+        self.roles = roles(self._join)
+        self.opaque = not all(map(is_known, self._join.equations))
         moving = {"concatenate", "stack", "broadcast_in_dim", "reshape", "transpose"}
-        self.additive = moving.issuperset(e.name for e in self._meeting.equations)
+        self.additive = moving.issuperset(e.name for e in self._join.equations)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TracedMerge) and (self.program, self.node) == (
@@ -152,7 +152,7 @@ class TracedMerge:
 
 
 @dataclasses.dataclass(frozen=True)
-class TracedForm(Form):
+class TracedSignature(Signature):
     """The arguments and the result of the function that was traced."""
 
     program: Program

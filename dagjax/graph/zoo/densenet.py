@@ -13,10 +13,10 @@ from typing import Any
 
 import flax.linen as nn
 
-from dagjax.graph.combine import GraphBuilder, series
-from dagjax.graph.functions import identity
-from dagjax.graph.merges import Concat
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import GraphBuilder, series
+from dagjax.graph.core.functions import identity
+from dagjax.graph.core.merges import Concat
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     avg_pool,

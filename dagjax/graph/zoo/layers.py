@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dagjax.graph.combine import block
-from dagjax.graph.topology import Graph, Space
+from dagjax.graph.core.combine import block
+from dagjax.graph.core.topology import Graph, Space
 
 Shape = tuple[int, ...]
 

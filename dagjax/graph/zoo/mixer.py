@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dagjax.graph.combine import block, residual, series
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import block, residual, series
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     patch_embedding,

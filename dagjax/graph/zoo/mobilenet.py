@@ -8,8 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from dagjax.graph.combine import block, residual, series
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import block, residual, series
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     conv_bn,

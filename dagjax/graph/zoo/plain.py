@@ -8,9 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dagjax.graph.combine import block, series
-from dagjax.graph.functions import flatten
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import block, series
+from dagjax.graph.core.functions import flatten
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     avg_pool,

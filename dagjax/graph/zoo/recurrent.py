@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dagjax.graph.combine import GraphBuilder, series
-from dagjax.graph.functions import flatten, identity
-from dagjax.graph.merges import Product
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import GraphBuilder, series
+from dagjax.graph.core.functions import flatten, identity
+from dagjax.graph.core.merges import Product
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import Shape, reading
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.densenet import densenet
 from dagjax.graph.zoo.inception import inception
 from dagjax.graph.zoo.layers import Shape

@@ -9,9 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dagjax.graph.combine import block, gated, merge, parallel, residual, series
-from dagjax.graph.merges import Attention, Experts
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import block, gated, merge, parallel, residual, series
+from dagjax.graph.core.merges import Attention, Experts
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     part_of,

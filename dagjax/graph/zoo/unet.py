@@ -7,9 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from dagjax.graph.combine import GraphBuilder, block, series
-from dagjax.graph.merges import Concat
-from dagjax.graph.topology import Graph
+from dagjax.graph.core.combine import GraphBuilder, block, series
+from dagjax.graph.core.merges import Concat
+from dagjax.graph.core.topology import Graph
 from dagjax.graph.zoo.layers import (
     Shape,
     conv2d,

@@ -1,0 +1,1 @@
+"""Which indices of which axes go together."""

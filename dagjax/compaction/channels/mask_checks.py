@@ -1,0 +1,88 @@
+"""Trees like the parameters, leaf by leaf, and what is said where one is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.graph.tracing.naming import path_of
+from dagjax.sparsity import masks
+
+
+def leaves_like(tree: Any, params: Any, what: str) -> list[Any]:
+    """The leaves of a tree for each of the parameters, None where it has None.
+
+    Args:
+        tree: It may stop above a leaf, at a None.
+        params: The parameters of a network.
+        what: What it is, for a message: "a mask".
+
+    Raises:
+        CompactionError: If the trees differ, or values are not known yet (in `jit`).
+    """
+    try:
+        whole = masks.tree_map(lambda x, _: x, tree, params, hole=_holes)
+        leaves = jax.tree.structure(params).flatten_up_to(whole)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CompactionError(
+            f"{what} is a tree like net.params, which holds "
+            f"{_few([*named(params)])}; got {_form(tree)}"
+        ) from error
+    for leaf, (name, x) in zip(leaves, named(params).items(), strict=True):
+        if isinstance(leaf, jax.core.Tracer) or isinstance(x, jax.core.Tracer):
+            raise CompactionError(
+                f"the values of {name} are not known inside jit, grad or vmap, and "
+                "shapes depend on them: prune and compact outside, and call the "
+                "result inside"
+            )
+    return leaves
+
+
+def named(params: Any) -> dict[str, Any]:
+    """`{path: leaf}`; a path that another leaf has gets a number."""
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, number = path_of(path), 2
+        while name in found:
+            name, number = f"{path_of(path)}#{number}", number + 1
+        found[name] = leaf
+    return found
+
+
+def network(net: Any) -> Any:
+    """The network.
+
+    Raises:
+        CompactionError: If it is none.
+    """
+    if not all(hasattr(net, part) for part in ("params", "state", "replace")):
+        raise no_network(net)
+    return net
+
+
+def no_network(net: Any) -> CompactionError:
+    """What is said of anything else."""
+    return CompactionError(
+        f"a network was expected, got {type(net).__name__}: give a DAG (dj.init, "
+        "dj.trace, dj.from_nnx, dj.from_linen) or a compacted one"
+    )
+
+
+def _holes(tree: Any) -> Any:
+    return jax.tree.map(lambda _: None, tree)
+
+
+def _form(tree: Any) -> str:
+    """What a tree holds, in few words."""
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    if not paths or not paths[0][0]:
+        return f"{type(tree).__name__} {np.shape(tree) if paths else tree!r}"
+    return _few([path_of(path) for path, _ in paths])
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" * (len(names) > 4))

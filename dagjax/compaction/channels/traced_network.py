@@ -1,0 +1,112 @@
+"""A network as a program: its leaves are arguments beside the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.compaction.channels.coupling import Channels, CompactionError
+from dagjax.compaction.channels.mask_checks import no_network
+from dagjax.graph.core.dag import DAG
+from dagjax.jaxprs.program import Body, body_of
+
+_BATCH = 2  # where the network does not say at which batch size it was made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A network, traced at shapes of its inputs.
+
+    Args:
+        body: Its program, of its leaves and the leaves of the inputs.
+        result: The tree of its result.
+        free: How many leaves it has.
+        inputs: The shapes of the inputs, a tuple of trees.
+    """
+
+    body: Body
+    result: Any
+    free: int
+    inputs: tuple[Any, ...]
+
+    @functools.cached_property
+    def channels(self) -> Channels:
+        """Which indices of its values are cut together."""
+        return Channels(self.body, self.free)
+
+    @functools.cached_property
+    def _loose(self) -> Channels:
+        return Channels(self.body, self.free, coupled=False)
+
+    def channels_of(self, coupled: bool) -> Channels:
+        """The same with the features of kernels tied to channels, or not."""
+        return self.channels if coupled else self._loose
+
+
+def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
+    """A network's program; traced once for networks of one structure.
+
+    Args:
+        net: A DAG or a compacted network.
+        inputs: Shapes of its inputs; by default those that it was made for.
+    """
+    inputs = example_of(net) if inputs is None else inputs
+    leaves, tree = jax.tree.flatten(net)
+    xs, form = jax.tree.flatten(inputs)
+    return _traced(tree, tuple(map(shape_of, leaves)), form, tuple(map(shape_of, xs)))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
+    inputs = form.unflatten(xs)
+    run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
+    closed, result = jax.make_jaxpr(run, return_shape=True)(list(shapes), inputs)
+    body = body_of(closed.jaxpr, closed.consts)
+    return Source(body, jax.tree.structure(result), len(shapes), inputs)
+
+
+def example_of(net: Any) -> tuple[Any, ...]:
+    """Shapes of inputs that the network takes.
+
+    Raises:
+        CompactionError: If the network does not know them.
+    """
+    if not isinstance(net, DAG):
+        if hasattr(net, "cutting"):
+            return net.cutting.inputs
+        raise no_network(net)
+    program = getattr(net.graph.signature, "program", None)
+    if program is not None:
+        return program.request.inputs
+    known: dict[str, Any] = dict(net.graph.spaces)
+    if not {*net.graph.inputs} <= {*known}:
+        raise CompactionError("the graph knows no shapes; make the network by dj.init")
+    spaces = [known[node] for node in net.graph.inputs]
+    return tuple(
+        jax.ShapeDtypeStruct(((_BATCH,) if s.batched else ()) + s.shape, s.dtype)
+        for s in spaces
+    )
+
+
+def resized(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """Shapes of inputs at another batch size, the first axis of the first of them."""
+    old = batch_of(inputs)
+    size = lambda x: x.update(shape=(batch, *x.shape[1:]))
+    return jax.tree.map(lambda x: size(x) if x.shape[:1] == (old,) else x, inputs)
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int | None:
+    """The batch size of inputs, None if none has an axis."""
+    return next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), None)
+
+
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array, or of what becomes one."""
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)

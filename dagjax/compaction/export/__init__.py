@@ -1,0 +1,1 @@
+"""Files, costs, sparse layers, and functions."""

@@ -1,0 +1,202 @@
+"""A network as a file that is served without dagjax: StableHLO and arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.compaction.channels.mask_checks import named, network
+from dagjax.compaction.channels.traced_network import batch_of, example_of, resized
+
+_FORMAT = "dagjax network 1"
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A network that was read from a file.
+
+    Args:
+        params: `{path: array}`.
+        batch_sizes: Those that it takes.
+        call: `call(params, *leaves of the inputs) -> leaves of the outputs`.
+    """
+
+    params: dict[str, jax.Array]
+    batch_sizes: tuple[int, ...]
+    call: Callable[..., Any]
+
+    def __call__(self, *xs: Any) -> Any:
+        """The outputs at `xs`; one array, or a list of them."""
+        made = self.call(self.params, *map(jnp.asarray, jax.tree.leaves(xs)))
+        return made[0] if len(made) == 1 else made
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in self.params.values())
+        return f"Saved({count:,} parameters, batch sizes {list(self.batch_sizes)})"
+
+
+def save(
+    net: Any,
+    path: str | Path,
+    *,
+    batch_sizes: int | Sequence[int] = (1, 8),
+    platforms: str | Sequence[str] | None = None,
+) -> Path:
+    """Write a network as StableHLO with its arrays; no dagjax is needed to run it.
+
+    The file is a zip of `params.npz`, one `batch_N.stablehlo` for each batch size
+    (`jax.export.deserialize` reads it) and `network.json`; nothing in it is a pickle.
+
+    Args:
+        net: A DAG, or a compacted network.
+        path: The file, `net.zip`.
+        batch_sizes: Sizes of the first axis of the inputs that it is compiled for.
+        platforms: "cpu", "cuda", "tpu"; by default that of this machine.
+
+    Returns:
+        The path.
+
+    Raises:
+        CompactionError: If the arguments make no sense; nothing is written then.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp, tempfile
+        >>> dag = dj.init(jax.random.key(0), dj.series(nn.Dense(3)), jnp.ones((1, 4)))
+        >>> file = dj.save(dag, tempfile.mkdtemp() + "/net.zip")
+        >>> dj.load(file)
+        Saved(15 parameters, batch sizes [1, 8])
+        >>> dj.load(file)(jnp.ones((8, 4))).shape
+        (8, 3)
+    """
+    sizes, where = _sizes(batch_sizes), _platforms(platforms)
+    arrays = {name: np.asarray(x) for name, x in named(network(net).params).items()}
+    kinds = {name: str(x.dtype) for name, x in arrays.items()}
+    meta = {"format": _FORMAT, "batch_sizes": sizes, "dtypes": kinds}
+    programs = {n: bytes(_exported(net, n, where).serialize()) for n in sizes}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("network.json", json.dumps(meta, indent=1))
+        file.writestr("params.npz", _npz(arrays))
+        for batch, program in programs.items():
+            file.writestr(f"batch_{batch}.stablehlo", program)
+    return Path(path)
+
+
+def _sizes(given: Any) -> list[int]:
+    sizes = [given] if isinstance(given, int) else [*dict.fromkeys(given)]
+    whole = [isinstance(n, (int, np.integer)) and n > 0 for n in sizes]
+    if not sizes or not all(whole):
+        raise CompactionError(
+            f"batch_sizes are whole numbers from 1 on, one or more, got {given!r}"
+        )
+    return [int(n) for n in sizes]
+
+
+def _platforms(given: Any) -> tuple[str, ...] | None:
+    names = (given,) if isinstance(given, str) else given
+    for name in names or ():
+        if name not in _PLATFORMS:
+            raise CompactionError(
+                f"no platform {name!r}; there are {', '.join(_PLATFORMS)}"
+            )
+    return None if names is None else tuple(names)
+
+
+def _exported(net: Any, batch: int, platforms: Any) -> Any:
+    """The network at a batch size, a function of `{path: array}` and inputs."""
+    leaves, tree = named(net.params), jax.tree.structure(net.params)
+    inputs = resized(example_of(net), batch)
+    form = jax.tree.structure(inputs)
+
+    def run(params: dict[str, Any], *xs: Any) -> list[Any]:
+        held = tree.unflatten([params[name] for name in leaves])
+        made = net.replace(params=held)(*form.unflatten(xs))
+        return jax.tree.leaves(made)
+
+    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.items()}
+    return export.export(jax.jit(run), platforms=platforms)(
+        shapes, *jax.tree.leaves(inputs)
+    )
+
+
+def load(path: str | Path) -> Saved:
+    """Read what `save` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A function of the inputs, with its parameters.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CompactionError: If it is no such file, or damaged.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return _read(path)
+    except CompactionError:
+        raise
+    except Exception as error:  # a zip, JSON, npz or flatbuffer that is broken
+        raise CompactionError(
+            f"{path} is no file that dj.save wrote, or it is damaged "
+            f"({type(error).__name__}: {str(error)[:80]}); save it again"
+        ) from error
+
+
+def _read(path: str | Path) -> Saved:
+    with zipfile.ZipFile(path) as file:
+        meta = json.loads(file.read("network.json"))
+        if meta["format"] != _FORMAT:
+            raise CompactionError(f"{path} has the format {meta['format']!r}")
+        with np.load(io.BytesIO(file.read("params.npz")), allow_pickle=False) as held:
+            params = {
+                name: jnp.asarray(held[str(i)].view(jnp.dtype(kind)))
+                for i, (name, kind) in enumerate(meta["dtypes"].items())
+            }
+        sizes = tuple(meta["batch_sizes"])
+        programs = {
+            n: export.deserialize(bytearray(file.read(f"batch_{n}.stablehlo")))
+            for n in sizes
+        }
+    return Saved(params, sizes, _Programs(programs))
+
+
+class _Programs:
+    """The program for the batch size of the inputs."""
+
+    def __init__(self, programs: dict[int, Any]):
+        self.programs = programs
+
+    def __call__(self, params: Any, *xs: Any) -> Any:
+        if not xs:
+            raise CompactionError("the network was called without inputs")
+        batch = batch_of(xs)
+        if batch not in self.programs and len(self.programs) > 1:
+            raise CompactionError(
+                f"the network was saved for batch sizes {[*self.programs]}, got "
+                f"{batch}; save it with batch_sizes=({batch},)"
+            )
+        only = next(iter(self.programs.values()))
+        program = only if batch is None else self.programs.get(batch, only)
+        return program.call(params, *xs)
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """Arrays by number; of types that numpy does not know the bytes."""
+    buffer = io.BytesIO()
+    raw = lambda x: x if x.dtype.kind in "biufc" else x.view(f"u{x.dtype.itemsize}")
+    np.savez(buffer, **{str(i): raw(x) for i, x in enumerate(arrays.values())})
+    return buffer.getvalue()

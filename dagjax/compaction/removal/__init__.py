@@ -1,0 +1,1 @@
+"""Cutting out what a mask has made dead."""

@@ -1,0 +1,184 @@
+"""A network that was cut: a pytree that evaluates like the DAG it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.compaction.channels.labels import Array
+from dagjax.compaction.channels.traced_network import Source, shape_of, source_of
+from dagjax.compaction.removal.evaluate import (
+    Evaluator,
+)
+from dagjax.compaction.removal.folding import folds
+from dagjax.compaction.removal.liveness import (
+    known_of,
+    needed,
+    removable,
+)
+from dagjax.graph.core.dag import count_params
+
+Keeps = tuple[tuple[Array | None, ...], ...]  # leaf by leaf, axis by axis
+
+
+class Cutting:
+    """What was cut out of a network; compared by value.
+
+    Args:
+        tree: The structure of the network's leaves.
+        shapes: Their shapes before the cut.
+        inputs: The shapes of its inputs.
+        keeps: Kept indices of each leaf's axes.
+        facts: The constants that slices of the leaves were, NaN elsewhere.
+        count: How many contractions had a constant folded into them.
+        prunable: How many leaves are parameters.
+        coupled: Whether kernels were cut only with the channels of their values.
+    """
+
+    def __init__(
+        self,
+        tree: Any,
+        shapes: Any,
+        inputs: Any,
+        keeps: Keeps,
+        facts: Any,
+        count: int,
+        prunable: int,
+        coupled: bool,
+    ):
+        self.prunable, self.coupled = prunable, coupled
+        self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
+        self.keeps, self.facts, self.count = keeps, facts, count
+        self._plans: dict[Any, tuple[Source, Evaluator]] = {}
+        self.key = (
+            tree, tuple(map(str, self.shapes)), str(inputs), count, prunable, coupled,
+            _digest(keeps), _digest(facts),
+        )  # fmt: skip
+        self._hash = hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Cutting) and self.key == other.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, Evaluator]:
+        """The program at these shapes of the inputs, and how it is evaluated."""
+        key = _form(inputs)
+        if key not in self._plans:
+            source = source_of(self.tree.unflatten(self.shapes), inputs)
+            self._again(source)
+        return self._plans[key]
+
+    def _again(self, source: Source) -> None:
+        """The same cut in the program of other shapes."""
+        channels, ends = source.channels_of(self.coupled), source.body.invars
+        known = known_of(channels, self.facts)
+        steps, _ = needed(channels, known)
+        removed, _ = removable(channels, known, steps, self.prunable)
+        kept = channels.kept(removed)
+        if not all(map(_same, map(kept, ends), self.keeps)):
+            raise CompactionError(
+                "the program has other channels at these shapes than where it was cut; "
+                "compact the network again with inputs of these shapes"
+            )
+        folded = folds(channels, known, kept)
+        if len(folded) != self.count:
+            raise CompactionError(
+                f"{len(folded)} constants are to be folded at these shapes, "
+                f"{self.count} where the network was cut; compact it at these shapes"
+            )
+        self.remember(source, Evaluator(channels, kept, known, folded))
+
+    def remember(self, source: Source, evaluator: Evaluator) -> None:
+        """Keep the plan for the shapes of a program."""
+        self._plans[_form(source.inputs)] = source, evaluator
+
+
+def _form(inputs: Any) -> Any:
+    """Structure, shapes and types of inputs, to be compared."""
+    leaves, tree = jax.tree.flatten(inputs)
+    return tree, tuple((x.shape, str(x.dtype)) for x in leaves)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "state"],
+    meta_fields=["cutting"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Small:
+    """A network whose pruned structure is gone; a pytree like a DAG.
+
+    Args:
+        cutting: What was cut, static.
+        params: The smaller arrays, in the tree of the network's parameters.
+        state: `{"user": what is not trained, "folded": constants added on the way}`.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+        >>> mask = dj.prune_units(dag, "l2", density=0.5)
+        >>> dj.compact(dag, mask).net
+        Small(35 of 67 parameters)
+    """
+
+    cutting: Cutting
+    params: Any
+    state: Any
+
+    def __call__(self, *xs: Any) -> Any:
+        """The outputs at `xs`, any batch size."""
+        shapes = jax.tree.map(shape_of, xs)
+        source, evaluator = self.cutting.plan(shapes)
+        leaves = jax.tree.leaves((self.params, self.state["user"]))
+        self._check(leaves, source, evaluator)
+        args = [*leaves, *map(jnp.asarray, jax.tree.leaves(xs))]
+        made = evaluator(*args, added=self.state["folded"])
+        return jax.tree.unflatten(source.result, made)
+
+    def _check(self, leaves: list[Any], source: Source, evaluator: Evaluator) -> None:
+        for place, (x, var) in enumerate(zip(leaves, source.body.invars, strict=False)):
+            if np.shape(x) != evaluator.size(var) and np.size(x):  # empty: not read
+                raise CompactionError(
+                    f"leaf {place} of the parameters and the state has shape "
+                    f"{list(np.shape(x))}, in this network {list(evaluator.size(var))};"
+                    " index.gather brings a tree of the whole network here"
+                )
+
+    def replace(self, **changes: Any) -> Small:
+        """A copy with other fields: `small.replace(params=params)`."""
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        before = sum(
+            int(np.prod(s.shape))
+            for s in self.cutting.shapes[: len(jax.tree.leaves(self.params))]
+        )
+        return f"Small({count_params(self.params):,} of {before:,} parameters)"
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether the same indices are kept of all axes."""
+    return all(
+        a is b or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def _digest(arrays: Any) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in arrays:
+        for axis in leaf:
+            data = b"-" if axis is None else np.ascontiguousarray(axis).tobytes()
+            found.update(b"|" + data)
+        found.update(b"/")
+    return found.hexdigest()

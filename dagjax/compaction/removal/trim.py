@@ -1,0 +1,52 @@
+"""A mask without the entries that do nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dagjax.compaction.channels.traced_network import source_of
+from dagjax.compaction.removal.compact import settled
+
+
+def trim(net: Any, mask: Any) -> Any:
+    """Switch off what a mask has made dead: what nothing reads, or nothing feeds.
+
+    A unit is dead if all its writers are zero (and it emits nothing), or all that read
+    it are; that may kill others, to a fixpoint. A zombie, fed by nothing but emitting a
+    constant, keeps what makes the constant. The function of the network stays the same,
+    whatever the dead entries hold.
+
+    Args:
+        net: A DAG, or a compacted network.
+        mask: Bools like `net.params`, of any kind; None for a leaf that is kept.
+
+    Returns:
+        A mask like `net.params`, a part of the one given.
+
+    Example:
+        >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
+        >>> graph = dj.series(nn.Dense(4), nn.relu, nn.Dense(3))
+        >>> dag = dj.init(jax.random.key(0), graph, jnp.ones((1, 2)))
+        >>> mask = jax.tree.map(lambda x: jnp.ones(x.shape, bool), dag.params)
+        >>> mask["Dense_1"]["kernel"] = mask["Dense_1"]["kernel"].at[0].set(False)
+        >>> dj.trim(dag, mask)["Dense"]["kernel"][0]     # nothing reads unit 0
+        Array([False,  True,  True,  True], dtype=bool)
+    """
+    source = source_of(net)
+    leaves, _, live = settled(net, mask, source)
+    count = len(jax.tree.leaves(net.params))
+    dead = live.removed & ~live.folded
+    ends = source.body.invars[:count]
+    new = []
+    for place, (x, var) in enumerate(zip(leaves, ends, strict=False)):
+        alive = live.live[place]
+        alive = np.ones(np.shape(x), bool) if alive is None else alive
+        alive = alive & (place not in live.unread)
+        for axis, of in enumerate(source.channels.classes_at(var)):
+            shape = [-1 if d == axis else 1 for d in range(alive.ndim)]
+            alive = alive & ~dead[of].reshape(shape)
+        new.append(jax.device_put(alive))
+    return jax.tree.structure(net.params).unflatten(new)

@@ -1,0 +1,1 @@
+"""A network at a point."""

@@ -1,0 +1,1 @@
+"""Graphs of functions and their level factors."""

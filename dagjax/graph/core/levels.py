@@ -1,0 +1,210 @@
+"""One step of a network: arcs read the values of nodes and add to them."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from dagjax.graph.core.functions import Params, State
+from dagjax.graph.core.merges import Port
+from dagjax.graph.core.topology import Arc, Graph, GraphError
+
+Values = dict[str, Any]  # {node: array, or a tuple of ports}
+_NOTHING: State = {}  # of an arc without state; one object, so that it is known again
+
+
+def start(
+    graph: Graph, xs: Iterable[Any], nodes: Iterable[str] | None = None
+) -> Values:
+    """Values before level 1: the inputs, and zeros where no arc will deliver.
+
+    Args:
+        graph: The graph.
+        xs: One array for each input node.
+        nodes: The nodes that get zeros; by default those without in-arcs.
+    """
+    xs = graph.signature.inputs(xs)
+    if len(xs) != len(graph.inputs):
+        raise GraphError(
+            f"the network has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), "
+            f"got {len(xs)} arrays"
+        )
+    values: Values = dict(zip(graph.inputs, map(jnp.asarray, xs), strict=True))
+    batch = next((x.shape[:1] for x in values.values() if x.shape), ())
+    fed = {(arc.target, arc.port) for arc in graph.arcs} if nodes is None else set()
+    for node in graph.nodes if nodes is None else nodes:
+        if node not in values:
+            values[node] = _empty(graph, node, batch, fed)
+    return values
+
+
+def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
+    """Zero at every node, the inputs too; a graph that `init` has seen knows shapes.
+
+    Args:
+        graph: The graph of a network.
+        batch: `(B,)`.
+    """
+    return {node: _empty(graph, node, batch, set()) for node in graph.nodes}
+
+
+def sweep(
+    graph: Graph,
+    arcs: Iterable[Arc],
+    params: dict[str, Params],
+    state: dict[str, State],
+    values: Values,
+    *,
+    gates: Mapping[str, Any] | None = None,
+    train: bool = False,
+    key: jax.Array | None = None,
+    sign: int = 1,
+    onto: Values | None = None,
+) -> tuple[Values, dict[str, State]]:
+    """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values.
+
+    `onto` is what they add to, where it is not `z` itself.
+    """
+    new, kept = dict(values if onto is None else onto), state
+    here = graph.signature.located(params, state, values)
+    for arc in arcs:
+        value = values[arc.source]
+        y, updated = apply_arc(graph, arc, params, here, value, train=train, key=key)
+        if not arc.reads_all_params and updated is not state.get(
+            arc.params_name, _NOTHING
+        ):
+            kept = {**kept, arc.params_name: updated}
+        gate = None if gates is None else gates.get(arc.name)
+        new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
+    return new, kept
+
+
+def read(
+    graph: Graph, node: str, value: Any, params: Any = None, state: Any = None
+) -> Any:
+    """What an arc sees at a node: the sum, or the merge of its ports."""
+    merge = graph.merge_of.get(node)
+    if merge is None:
+        return value
+    bind = getattr(merge, "bind", None)  # a merge of a traced function reads leaves
+    return merge(value) if bind is None else bind(params, state)(value)
+
+
+def deliver(
+    graph: Graph, arc: Arc, old: Any, y: Any, gate: Any = None, sign: int = 1
+) -> Any:
+    """The target's value with `gate * y` added, at a port the gate to its presence."""
+    if gate is not None:
+        y = jnp.asarray(gate).astype(y.dtype) * y
+    if arc.port is None:
+        return _add(old, y, sign)
+    presence = jnp.ones((), y.dtype) if gate is None else jnp.asarray(gate, y.dtype)
+    ports = list(old or [Port(None, None)] * (graph.ports(arc.target) or 0))
+    value, before = ports[arc.port]
+    ports[arc.port] = Port(_add(value, y, sign), _add(before, presence, sign))
+    return tuple(ports)
+
+
+def apply_levels(
+    graph: Graph,
+    params: dict[str, Params],
+    state: dict[str, State],
+    values: Values,
+    **options: Any,
+) -> tuple[Values, dict[str, State]]:
+    """All level factors one after the other, from values before level 1.
+
+    `options` are those of `sweep`.
+    """
+    for arcs in graph.at_level[1:]:
+        values, state = sweep(graph, arcs, params, state, values, **options)
+    return values, state
+
+
+def apply_arc(
+    graph: Graph,
+    arc: Arc,
+    params: dict[str, Params],
+    state: dict[str, State],
+    value: Any,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[Any, State]:
+    """What an arc makes of the value of its source, and the arc's new state."""
+    own, held = params, state
+    if not arc.reads_all_params:
+        own = params.get(arc.params_name, {}) if isinstance(params, Mapping) else {}
+        held = state.get(arc.params_name, _NOTHING)
+    random = None if key is None else jax.random.fold_in(key, stream(arc.name))
+    x = read(graph, arc.source, value, params, state)
+    with (
+        error_context(arc, x),
+        jax.named_scope(arc.name),
+    ):  # profiles and messages show it
+        return arc.fn.apply(own, held, x, train=train, key=random)
+
+
+def stream(name: str) -> int:
+    """The number under which an arc draws its random numbers: a hash of its name."""
+    return zlib.crc32(name.encode())
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether values are not known yet, as under jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def error_context(arc: Arc, x: Any) -> Iterator[None]:
+    """Say in which arc an error arose."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in {arc!r}, whose input is {shape_of(x)}")
+        raise
+
+
+def _add(old: Any, y: Any, sign: int) -> Any:
+    if y.dtype == bool:  # its own inverse, as a sum must have one
+        return y if old is None else jnp.logical_xor(old, y)
+    if old is None:
+        return y if sign > 0 else -y
+    return old + y if sign > 0 else old - y
+
+
+def _empty(graph: Graph, node: str, batch: tuple[int, ...], fed: set) -> Any:
+    """Zeros where `(node, port)` is not fed, None where an arc will deliver."""
+    ports = graph.ports(node)
+    if ports is None:
+        return None if (node, None) in fed else zero(graph, node, None, batch)
+    return tuple(
+        Port(None, None)
+        if (node, port) in fed
+        else Port(zeros := zero(graph, node, port, batch), jnp.zeros((), zeros.dtype))
+        for port in range(ports)
+    )
+
+
+def zero(
+    graph: Graph, node: str, port: int | None, batch: tuple[int, ...]
+) -> jax.Array:
+    """Zero at a node or at one of its ports."""
+    space = graph.space_of.get(node)
+    if space is None:
+        raise GraphError(
+            f"the shape of node {node!r} is not known; dagjax.init finds it"
+        )
+    space = space if port is None else space[port]
+    return jnp.zeros(graph.signature.shape(node, port, space, batch), space.dtype)
+
+
+def shape_of(x: Any) -> str:
+    """Dtype and shape in words."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else str(x)

@@ -1,0 +1,1 @@
+"""Sub-networks, paths, interactions."""

@@ -1,0 +1,107 @@
+"""Narrow a network: every hidden layer by one factor, the readout as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dagjax.graph.core.dag import count_params
+from dagjax.graph.core.functions import Function, Linen
+from dagjax.graph.core.initialize import init
+from dagjax.graph.core.nested import Nested
+from dagjax.graph.core.topology import Arc, Graph, GraphError
+
+
+def narrow(graph: Graph, factor: float) -> Graph:
+    """The same graph with `round(factor * features)` features in every hidden layer.
+
+    The last layer before an output keeps its features. Only Flax modules with a field
+    `features` are changed.
+
+    Args:
+        graph: A graph of Flax layers.
+        factor: Greater than 0; 1 leaves the graph as it is.
+
+    Example:
+        >>> import dagjax as dj
+        >>> dj.narrow(dj.zoo.mlp((100, 10)), 0.3).arcs[0]
+        Arc('fc1': in -> n1, flatten > Dense(30))
+    """
+    arcs = [_narrow_arc(graph, arc, factor, arc.target in graph.outputs)
+            for arc in graph.arcs]  # fmt: skip
+    known = {n: space for n, space in graph.spaces if n in graph.inputs}
+    return graph.replace(arcs=arcs, spaces=known)
+
+
+def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
+    """The narrow graph whose number of parameters is nearest to `count`.
+
+    Args:
+        graph: A graph of Flax layers.
+        count: The wanted number of parameters.
+        *xs: An example batch for each input.
+
+    Raises:
+        GraphError: If no layer has a width that could be changed, or the layers do not
+            fit any more.
+
+    Example:
+        >>> import dagjax as dj, jax.numpy as jnp
+        >>> dj.narrow_to(dj.zoo.mlp((100, 10), input_shape=(4,)), 760, jnp.ones((1, 4)))
+        Graph(3 nodes, 2 arcs, 2 levels: in -> out)
+    """
+    if narrow(graph, 1e-9) == narrow(graph, 1.0):
+        raise GraphError(
+            f"{graph!r} cannot be narrowed: no hidden layer is a Flax module with a "
+            "field `features`"
+        )
+    low, high, tried = 0.0, 1.0, {}
+    for _ in range(12):
+        factor = (low + high) / 2
+        candidate = narrow(graph, factor)
+        if candidate not in tried:
+            tried[candidate] = _count(candidate, xs)
+        low, high = (factor, high) if tried[candidate] < count else (low, factor)
+    return min(tried, key=lambda candidate: abs(tried[candidate] - count))
+
+
+def _count(graph: Graph, xs: Any) -> int:
+    try:
+        dag = jax.eval_shape(lambda: init(jax.random.key(0), graph, *xs))
+    except Exception as error:  # such as a depthwise convolution of other width
+        raise GraphError(
+            f"{graph!r} cannot be narrowed: with fewer features its layers do not fit "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        ) from error
+    return count_params(dag.params)
+
+
+def _narrow_arc(graph: Graph, arc: Arc, factor: float, last: bool) -> Arc:
+    fn = _narrow_function(arc.fn, factor, last)
+    return dataclasses.replace(arc, fn=fn)
+
+
+def _narrow_function(fn: Function, factor: float, last: bool) -> Function:
+    """`last`: keep the last layer that has features, narrow what comes before."""
+    if isinstance(fn, Nested):
+        readout = [a for a in fn.fn.arcs if _has_features(a.fn)][-1:] if last else []
+        arcs = [
+            dataclasses.replace(a, fn=_narrow_function(a.fn, factor, a in readout))
+            for a in fn.fn.arcs
+        ]
+        return Nested(fn.fn.replace(arcs=arcs, spaces={}))
+    if last or not _has_features(fn):
+        return fn
+    return Linen(fn.fn.clone(features=max(1, round(factor * fn.fn.features))))
+
+
+def _has_features(fn: Function) -> bool:
+    if isinstance(fn, Nested):
+        return any(_has_features(arc.fn) for arc in fn.fn.arcs)
+    module = fn.fn
+    return isinstance(module, nn.Module) and isinstance(
+        getattr(module, "features", None), int
+    )

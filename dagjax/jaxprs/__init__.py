@@ -1,0 +1,1 @@
+"""What JAX wrote: programs, primitives, and their interpretation."""
