@@ -1,10 +1,10 @@
 """Which values become nodes; that choice is all that granularity is.
 
 Every data value has a *home*: the one node that it is made of by light work alone
-(elementwise, reductions, moving entries). An equation whose operands lie in two
-regions is where branches meet: a sum or a merge. So a softmax, a normalization or a
-gelu, whose diamonds close within one home, do not fall apart. A heavy equation (a
-product with parameters, a convolution, a pooling) starts a home of its own, and its node stands as
+(elementwise, reductions, moving entries). An equation whose operands lie in two regions
+is where branches meet: a sum or a merge. So a softmax, a normalization or a gelu, whose
+diamonds close within one home, do not fall apart. A heavy equation (a product with
+parameters, a convolution, a pooling) starts a home of its own, and its node stands as
 far down as everything that leaves the home passes: behind the activation. (Dominators
 of a flow graph: Lengauer & Tarjan 1979; the rule is ours.)
 """
