@@ -12,7 +12,12 @@ RUN := $(VENV)/.installed-run$(EXTRA)
 DEV := $(VENV)/.installed-dev$(EXTRA)
 comma := ,
 
-.PHONY: lottery test test-newest lint types imports pytest notebooks clean
+# What the newest jax is most likely to break; about a minute.
+QUICK := tests/jaxprs tests/graph/tracing tests/compaction/test_compact.py \
+  tests/experiments/test_seeds.py
+
+.PHONY: lottery test test-newest test-newest-quick lint types imports pytest notebooks \
+  quick clean
 lottery: $(RUN)
 	$(BIN)/dagjax lottery $(ARGS)
 
@@ -21,6 +26,9 @@ test: lint types imports pytest notebooks
 test-newest:
 	@test -n "$(NEWEST)" || { echo "no Python 3.12 or later found; set PYTHON and use make test"; exit 2; }
 	$(MAKE) test PYTHON=$(NEWEST)
+
+test-newest-quick:
+	$(if $(NEWEST),$(MAKE) types quick PYTHON=$(NEWEST),@echo "no Python 3.12 or later here")
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -34,6 +42,9 @@ imports: $(DEV)
 
 pytest: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: $(DEV)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(QUICK)
 
 notebooks: $(DEV)
 	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import example_of, shape_of
+from dagjax.compaction.channels.traced_network import example_of
 from dagjax.compaction.channels.units import units
 from dagjax.compaction.removal.compact import Compacted, compact
 from dagjax.compaction.removal.compacted import Small
@@ -36,6 +36,7 @@ from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.train import Trained, make_trainer
 from dagjax.graph.core.dag import DAG, count_params
 from dagjax.graph.core.initialize import init
+from dagjax.jaxprs.versions import shape_of
 from dagjax.sparsity import masks
 
 _SAME = 1e-3  # curves are the same up to that share of the largest loss

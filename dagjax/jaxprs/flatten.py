@@ -9,6 +9,8 @@ from typing import Any
 
 from jax.extend import core
 
+from dagjax.jaxprs.versions import closed_jaxpr, open_jaxpr
+
 # Calls whose equations may be taken apart. A custom derivative rule belongs to the
 # whole call, and so do the device placements of a jit that names them.
 _ENTERED = frozenset("jit pjit closed_call core_call".split())
@@ -135,9 +137,7 @@ def enters(eqn: Any) -> bool:
 def called(eqn: Any) -> tuple[Any, Any]:
     """The jaxpr of a call, and its constants."""
     inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr") if k in eqn.params)
-    if hasattr(inner, "consts"):
-        return inner.jaxpr, inner.consts
-    return inner, ()
+    return open_jaxpr(inner)
 
 
 def _fresh(var: Any) -> Any:
@@ -150,7 +150,7 @@ def program(
     """A closed jaxpr of some equations; the rematerialized ones are so again."""
     eqns = list(_regrouped(equations, outvars, 0))
     jaxpr = part_of(pattern, eqns, invars, outvars)
-    return core.ClosedJaxpr(jaxpr, [])
+    return closed_jaxpr(jaxpr)
 
 
 def part_of(pattern: Any, eqns: list[Any], invars: Any, outvars: Any) -> Any:

@@ -10,6 +10,7 @@ from jax import lax
 from jax.extend import core
 
 from dagjax.jaxprs.flatten import called, enters, part_of
+from dagjax.jaxprs.versions import closed_jaxpr, shape_of
 
 
 def unrolled(closed: Any) -> Any:
@@ -19,9 +20,7 @@ def unrolled(closed: Any) -> Any:
         closed: A closed jaxpr.
     """
     run = lambda *args: _evaluate(closed.jaxpr, closed.consts, args)
-    avals = [v.aval for v in closed.jaxpr.invars]
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    return jax.make_jaxpr(run)(*shapes)
+    return jax.make_jaxpr(run)(*(shape_of(v.aval) for v in closed.jaxpr.invars))
 
 
 def _evaluate(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
@@ -43,7 +42,7 @@ def _equation(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
         return _evaluate(*called(eqn), values)
     fresh = [core.Var(jax.typeof(value)) for value in values]
     alone = part_of(jaxpr, [eqn.replace(invars=fresh)], fresh, eqn.outvars)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*values)
+    return core.jaxpr_as_fun(closed_jaxpr(alone))(*values)
 
 
 def _steps(eqn: Any, values: list[Any]) -> list[Any]:

@@ -7,12 +7,12 @@ import functools
 from typing import Any
 
 import jax
-import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.mask_checks import no_network
 from dagjax.graph.core.dag import DAG
 from dagjax.jaxprs.program import Body, body_of
+from dagjax.jaxprs.versions import shape_of, trace_context
 
 _BATCH = 2  # where the network does not say at which batch size it was made
 
@@ -57,11 +57,13 @@ def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
     inputs = example_of(net) if inputs is None else inputs
     leaves, tree = jax.tree.flatten(net)
     xs, form = jax.tree.flatten(inputs)
-    return _traced(tree, tuple(map(shape_of, leaves)), form, tuple(map(shape_of, xs)))
+    shapes = tuple(map(shape_of, leaves)), form, tuple(map(shape_of, xs))
+    return _traced(trace_context(), tree, *shapes)
 
 
 @functools.lru_cache(maxsize=16)
-def _traced(tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
+def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
+    del context
     inputs = form.unflatten(xs)
     run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
     closed, result = jax.make_jaxpr(run, return_shape=True)(list(shapes), inputs)
@@ -102,11 +104,3 @@ def resized(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
 def batch_of(inputs: tuple[Any, ...]) -> int | None:
     """The batch size of inputs, None if none has an axis."""
     return next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), None)
-
-
-def shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an array, or of what becomes one."""
-    if not hasattr(x, "dtype"):
-        x = np.asarray(x)
-    weak = bool(getattr(x, "weak_type", False))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)

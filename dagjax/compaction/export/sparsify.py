@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import Source, shape_of, source_of
+from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.compact import mask_leaves, masked
 from dagjax.compaction.removal.folding import values_in
 from dagjax.graph.core.dag import count_params
 from dagjax.graph.tracing.naming import path_of
 from dagjax.jaxprs.program import Step, is_literal
+from dagjax.jaxprs.versions import shape_of
 
 # Time of a product with a matrix in BCSR over that of the dense one, by the share of
 # zeros; CPU, 1024 x 1024, eight examples (benchmarks/sparsify.py; one example: 1.1 and

@@ -20,13 +20,14 @@ import numpy as np
 from dagjax.compaction.channels import cost_model
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.traced_network import Source, shape_of, source_of
+from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.channels.units import units
 from dagjax.compaction.pruning.budget import prune_units
 from dagjax.compaction.pruning.least_squares import Walk
 from dagjax.compaction.pruning.sums import CONTRACTIONS, inlined
 from dagjax.compaction.removal.compact import mask_leaves
 from dagjax.graph.tracing.naming import path_of
+from dagjax.jaxprs.versions import shape_of
 
 
 class Fit(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.mask_checks import leaves_like, named
-from dagjax.compaction.channels.traced_network import Source, shape_of, source_of
+from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.checks import refuse_random, refuse_training
 from dagjax.compaction.removal.compacted import Cutting, Small
 from dagjax.compaction.removal.evaluate import Evaluator
@@ -20,6 +20,7 @@ from dagjax.compaction.removal.index import Index, gather, gather_host
 from dagjax.compaction.removal.liveness import Liveness, liveness
 from dagjax.compaction.removal.verify import verify as check
 from dagjax.jaxprs.gc_paused import gc_paused
+from dagjax.jaxprs.versions import shape_of
 
 
 class Compacted(NamedTuple):

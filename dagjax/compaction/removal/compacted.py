@@ -13,7 +13,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.traced_network import Source, shape_of, source_of
+from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.evaluate import (
     Evaluator,
 )
@@ -24,6 +24,7 @@ from dagjax.compaction.removal.liveness import (
     removable,
 )
 from dagjax.graph.core.dag import count_params
+from dagjax.jaxprs.versions import current_mesh, shape_of, tracing_for
 
 Keeps = tuple[tuple[Array | None, ...], ...]  # leaf by leaf, axis by axis
 
@@ -57,6 +58,7 @@ class Cutting:
         self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
         self.keeps, self.facts, self.count = keeps, facts, count
         self._plans: dict[Any, tuple[Source, Evaluator]] = {}
+        self._mesh = current_mesh()
         self.key = (
             tree, tuple(map(str, self.shapes)), str(inputs), count, prunable, coupled,
             _digest(keeps), _digest(facts),
@@ -73,8 +75,9 @@ class Cutting:
         """The program at these shapes of the inputs, and how it is evaluated."""
         key = _form(inputs)
         if key not in self._plans:
-            source = source_of(self.tree.unflatten(self.shapes), inputs)
-            self._again(source)
+            with tracing_for(self._mesh):  # not for the one of this call
+                source = source_of(self.tree.unflatten(self.shapes), inputs)
+                self._again(source)
         return self._plans[key]
 
     def _again(self, source: Source) -> None:

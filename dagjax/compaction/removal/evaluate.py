@@ -19,6 +19,7 @@ from dagjax.compaction.channels.wiring import Joined, Same
 from dagjax.compaction.removal.facts import FIXED, UNKNOWN, Fact, Known, Table, fact_of
 from dagjax.jaxprs.flatten import part_of
 from dagjax.jaxprs.program import CALLS, Body, Step, body_of, is_literal
+from dagjax.jaxprs.versions import closed_jaxpr, shape_of
 
 Env = dict[Any, Any]
 Kept = Callable[[Any], tuple[Array | None, ...]]
@@ -458,7 +459,7 @@ def bind_whole(eqn: Any, *values: Any) -> list[Any]:
     pattern = next(iter(core.jaxprs_in_params(eqn.params)))
     fresh = [core.Var(v.aval) for v in eqn.invars]
     alone = part_of(pattern, [eqn.replace(invars=fresh)], fresh, [*eqn.outvars])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*values)
+    return core.jaxpr_as_fun(closed_jaxpr(alone))(*values)
 
 
 def contract(step: Step, values: list[Any]) -> Any:
@@ -543,8 +544,7 @@ def _backward(eqn: Any, run: Any, ins: list[End], outs: list[End]) -> Any:
 
 def cut_like(fn: Any, ends: Sequence[End]) -> Evaluator:
     """A function where entries of its arguments are gone."""
-    shapes = [jax.ShapeDtypeStruct(end.aval.shape, end.aval.dtype) for end in ends]
-    closed = jax.make_jaxpr(fn)(*shapes)
+    closed = jax.make_jaxpr(fn)(*(shape_of(end.aval) for end in ends))
     body = body_of(closed.jaxpr, closed.consts)
     channels = Channels(body, len(body.invars), outputs=False)
     keeps = {v: end.kept for v, end in zip(body.invars, ends, strict=True)}

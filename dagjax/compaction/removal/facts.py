@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +19,7 @@ from dagjax.compaction.channels.coupling import Channels, scan_parts
 from dagjax.compaction.channels.wiring import Joined, New, Same
 from dagjax.jaxprs.primitives import ELEMENTWISE
 from dagjax.jaxprs.program import CALLS, Body, Step, is_literal
+from dagjax.jaxprs.versions import evaluating
 
 Array = np.ndarray
 UNKNOWN, FIXED, ZERO = 0, 1, 2
@@ -235,7 +235,7 @@ class Known:
             np.resize(values[column], size).astype(atom.aval.dtype)
             for column, atom in zip(np.array(kinds).T, step.eqn.invars, strict=True)
         ]
-        with jax.ensure_compile_time_eval():
+        with evaluating():
             made = step.eqn.primitive.bind(*operands, **step.eqn.params)
         made = np.asarray(made)[:count]
         if made.dtype.kind not in "biufV" or made.dtype.names:

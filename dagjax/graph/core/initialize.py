@@ -18,19 +18,18 @@ from dagjax.graph.core.levels import (
     apply_levels,
     deliver,
     error_context,
+    in_words,
     is_traced,
     read,
-    shape_of,
     start,
     stream,
     zero,
     zeros,
 )
 from dagjax.graph.core.topology import Arc, Graph, GraphError, Space
+from dagjax.jaxprs.versions import shape_of, trace_context
 
 _MANY = 64  # equal arcs that are initialized in one call
-# What shapes and dtypes depend on beside a function and its input.
-_SETTINGS = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion")
 _ODD = 97  # a batch size that no other axis is likely to have
 
 
@@ -62,7 +61,7 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     for arc in graph.arcs:
         x = _shape_at(graph, arc.source, values)
         with error_context(arc, x):
-            y = _output_shape(arc.fn, x, *[getattr(jax.config, s) for s in _SETTINGS])
+            y = _output_shape(trace_context(), arc.fn, jax.tree.map(shape_of, x))
         old = values.get(arc.target)
         _check_sum(graph, arc, old, y)
         values[arc.target] = _delivered(graph, arc, old, y)
@@ -126,15 +125,15 @@ def check_arc(dag: DAG, arc: Arc) -> None:
 
 
 @functools.lru_cache(maxsize=4096)  # blocks in blocks would ask again and again
-def _output_shape(fn: Function, x: Any, *settings: Any) -> Any:
+def _output_shape(context: Any, fn: Function, x: Any) -> Any:
     """The shape of what a function makes of `x`; nothing is computed."""
-    del settings
+    del context
 
     def run(x: Any) -> Any:
         own, held = fn.init(jax.random.key(0), x)
         return fn.apply(own, held, x, train=False, key=None)[0]
 
-    return jax.eval_shape(run, x)
+    return jax.tree.map(shape_of, jax.eval_shape(run, x))
 
 
 def _drawn(
@@ -176,7 +175,7 @@ def _shape_at(graph: Graph, node: str, values: Values) -> Any:
         return jax.eval_shape(functools.partial(read, graph, node), values[node])
     except Exception as error:
         arcs = graph.arcs_into(node)
-        shapes = [shape_of(values[node][arc.port].value) for arc in arcs]
+        shapes = [in_words(values[node][arc.port].value) for arc in arcs]
         given = ", ".join(
             f"{arc.name} delivers {shape} to port {arc.port}"
             for arc, shape in zip(arcs, shapes, strict=True)

@@ -167,7 +167,7 @@ def error_context(arc: Arc, x: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"in {arc!r}, whose input is {shape_of(x)}")
+        error.add_note(f"in {arc!r}, whose input is {in_words(x)}")
         raise
 
 
@@ -205,6 +205,6 @@ def zero(
     return jnp.zeros(graph.signature.shape(node, port, space, batch), space.dtype)
 
 
-def shape_of(x: Any) -> str:
+def in_words(x: Any) -> str:
     """Dtype and shape in words."""
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else str(x)

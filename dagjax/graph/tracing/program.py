@@ -14,6 +14,7 @@ from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.fingerprint import rules
 from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key
+from dagjax.jaxprs.versions import current_mesh, tracing_for
 
 Shape = tuple[int, ...]
 
@@ -30,7 +31,7 @@ class Program:
 
     def __init__(self, request: Request):
         self.request, self.base = request, Plan(request)
-        self.batch = _batch(request)
+        self.batch, self._mesh = _batch(request), current_mesh()
         self._plans = {self.batch: self.base}
         self._shapes = tuple(str(v.aval) for v in self.base.flat.invars)
         self._hash = hash((self._shapes, self.base.fingerprint))
@@ -88,7 +89,8 @@ class Program:
         if batch not in self._plans:
             raw = {*self.base.key_places}  # of the older kind, numbers
             request = _resized(self.request, self.batch, batch, raw)
-            plan = Plan(request, self.base.digests)
+            with tracing_for(self._mesh):  # not for the one of this call
+                plan = Plan(request, self.base.digests)
             plan.release()
             self._check(plan, batch)
             self._plans[batch] = plan

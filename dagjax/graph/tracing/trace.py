@@ -20,6 +20,7 @@ from dagjax.graph.tracing.program import Program
 from dagjax.graph.tracing.traced import Traced, TracedMerge, TracedSignature
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError, TraceWarning, name_of
+from dagjax.jaxprs.versions import shape_of
 
 
 @gc_paused()
@@ -80,7 +81,7 @@ def trace(
         )
     for what, tree in (("params", params), ("state", state), ("inputs", inputs)):
         _check_arrays(what, tree)
-    shapes = [jax.tree.map(_shape, tree) for tree in (params, state, inputs)]
+    shapes = [jax.tree.map(shape_of, tree) for tree in (params, state, inputs)]
     program = Program(Request(fn, *shapes, granularity=granularity, unroll=unroll))
     plan = program.base
     _warn_of_unread(plan)
@@ -136,11 +137,6 @@ def _space(plan: Plan, value: Value, batch: int | None) -> Any:
 def _space_of(aval: Any, batch: int | None) -> Space:
     batched = aval.shape[:1] == (batch,)
     return Space(aval.shape[1:] if batched else aval.shape, str(aval.dtype), batched)
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    weak = bool(getattr(x, "weak_type", False))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
 
 def _check_arrays(what: str, tree: Any) -> None:

@@ -1,0 +1,90 @@
+"""What differs between versions of JAX, and what a trace depends on unseen.
+
+Names of `jax.extend.core` are imported from here: jax 0.10 and 0.11 have two classes of
+jaxprs, open ones and closed ones that hold their constants; jax 0.12 has one for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+from jax.extend import core
+
+Tracer = jax.core.Tracer
+Literal, Var, Jaxpr, Primitive = core.Literal, core.Var, core.Jaxpr, core.Primitive
+jaxpr_as_fun, jaxprs_in_params = core.jaxpr_as_fun, core.jaxprs_in_params
+
+# They change the program that a function is traced to.
+_SETTINGS = (
+    "jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion",
+    "jax_default_matmul_precision", "jax_default_prng_impl",
+)  # fmt: skip
+
+
+def closed_jaxpr(jaxpr: Any, consts: Any = ()) -> Any:
+    """A jaxpr with the values of its constants.
+
+    Args:
+        jaxpr: An open jaxpr.
+        consts: In the order of its `constvars`.
+    """
+    if hasattr(jaxpr, "with_consts"):
+        return jaxpr.with_consts(consts)
+    return getattr(core, "ClosedJaxpr")(jaxpr, [*consts])  # noqa: B009 (not in 0.12)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A jaxpr of either kind as an open one, and the values of its constants."""
+    if hasattr(jaxpr, "consts"):
+        return jaxpr.jaxpr, tuple(jaxpr.consts)
+    return jaxpr, ()
+
+
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array, or of what becomes one, and nothing else.
+
+    Under jax 0.12 an abstract value carries the mesh of the `shard_map` that it was
+    met in; a memo keyed by such a shape would bring that mesh into later calls.
+    """
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+
+
+def trace_context() -> Hashable:
+    """What a trace depends on beside the function and `shape_of` its arguments.
+
+    It is part of the key of every memo of a trace.
+    """
+    return (*[getattr(jax.config, name) for name in _SETTINGS], current_mesh())
+
+
+def current_mesh() -> Any:
+    """The mesh that functions are traced for here, in or out of a `shard_map`."""
+    return jax.sharding.get_abstract_mesh()
+
+
+def tracing_for(mesh: Any) -> Any:
+    """A context in which functions are traced for a mesh, wherever the call stands.
+
+    Args:
+        mesh: What `current_mesh` gave.
+    """
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """A context in which numbers are computed at once, wherever the call stands.
+
+    `jax.ensure_compile_time_eval` does so in a `jit`, but not in a `shard_map` or a
+    `pmap` that is no part of a `jit`.
+    """
+    with jax.core.eval_context(), tracing_for(jax.sharding.AbstractMesh((), ())):
+        yield
