@@ -9,12 +9,13 @@ from typing import Any
 
 from jax.extend import core
 
+from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.versions import closed_jaxpr, open_jaxpr
 
 # Calls whose equations may be taken apart. A custom derivative rule belongs to the
 # whole call, and so do the device placements of a jit that names them.
-_ENTERED = frozenset("jit pjit closed_call core_call".split())
-_REMAT = frozenset("remat remat2 checkpoint".split())
+_ENTERED = primitives_with(call="plain")
+_REMAT = primitives_with(call="remat")
 _UNSPECIFIED = "UnspecifiedValue"
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.traced_network import Source
 from dagjax.graph.core.dag import DAG
+from dagjax.jaxprs.primitives import primitives_with
 
-_RANDOM = ("random_", "threefry", "rng_")
+_RANDOM = primitives_with(kind="random")
 
 
 def refuse_training(net: Any) -> None:
@@ -59,7 +60,7 @@ def refuse_random(source: Source, masks: list[Any]) -> None:
         CompactionError: It names where they are drawn.
     """
     channels = source.channels
-    if not any(step.name.startswith(_RANDOM) for step in source.body.walk()):
+    if not any(step.name in _RANDOM for step in source.body.walk()):
         return
     for var, mask in zip(source.body.invars, masks, strict=False):
         if mask is None:
@@ -69,7 +70,7 @@ def refuse_random(source: Source, masks: list[Any]) -> None:
             gone = labels[~np.asarray(mask).any(others)]
             pinned = gone[channels.classes.of[gone] == channels.classes.pinned]
             for reason in channels.reasons(pinned):
-                if reason and reason.step and reason.step.name.startswith(_RANDOM):
+                if reason and reason.step and reason.step.name in _RANDOM:
                     raise CompactionError(
                         f"random numbers are drawn{reason.step.where} along an axis "
                         "that the mask cuts (dropout in training mode): with fewer "

@@ -19,6 +19,7 @@ from jax import lax
 from jax.extend import core
 
 from dagjax.jaxprs.flatten import called
+from dagjax.jaxprs.primitives import primitives_with
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.
@@ -34,9 +35,7 @@ _LINEAR = frozenset(
     device_put sharding_constraint optimization_barrier name
     """.split()
 )
-_BILINEAR = frozenset(
-    ("mul", "dot_general", "conv_general_dilated", "ragged_dot_general")
-)
+_BILINEAR = primitives_with(bilinear=True)
 # Smooth functions with f(0) = 0, and their slope there.
 _SECANTS = {
     **dict.fromkeys(("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh"), 1.0),
@@ -44,12 +43,7 @@ _SECANTS = {
     **dict.fromkeys(("sqrt", "cbrt", "square"), 0.0),
     "erf": 2 / np.sqrt(np.pi),
 }
-_CALLS = frozenset(
-    """
-    jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2
-    checkpoint custom_vjp_call_jaxpr
-    """.split()
-)
+_CALLS = primitives_with(kind="call")
 
 
 class _Tracked(NamedTuple):
