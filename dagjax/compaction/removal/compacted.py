@@ -71,6 +71,9 @@ class Cutting:
     def __hash__(self) -> int:
         return self._hash
 
+    def __deepcopy__(self, memo: Any) -> Cutting:
+        return self  # frozen, and jaxprs do not copy
+
     def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, Evaluator]:
         """The program at these shapes of the inputs, and how it is evaluated."""
         key = _form(inputs)

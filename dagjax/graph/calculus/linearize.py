@@ -272,15 +272,20 @@ class Linearization:
         return self.dag.read(node, self.values[node])
 
     def _reading(self, node: str) -> Callable[[Any], jax.Array]:
-        merge = functools.partial(self.dag.read, node)
+        """The merge of a node as a function of its ports of floats."""
+        values = {node: self.values[node]}
+        merge = lambda z: self.dag.read(node, filled(values, {node: z})[node])
         return freeze(merge) if self.kind == "value" else merge
 
     def read(self, node: str, z: Tangent) -> jax.Array:
         """What an arc sees of a tangent at a node: through its merge."""
-        return jax.jvp(self._reading(node), (self.values[node],), (z[node],))[1]
+        return jax.jvp(self._reading(node), (self._at(node),), (z[node],))[1]
 
     def _read_back(self, node: str, cotangent: jax.Array) -> Any:
-        return jax.vjp(self._reading(node), self.values[node])[1](cotangent)[0]
+        return jax.vjp(self._reading(node), self._at(node))[1](cotangent)[0]
+
+    def _at(self, node: str) -> Any:
+        return floats({node: self.values[node]})[node]
 
     def __repr__(self) -> str:
         return f"Linearization({self.kind} of {self.dag!r})"

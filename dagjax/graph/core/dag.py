@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.graph.core.functions import Params, State
-from dagjax.graph.core.levels import Values, apply_levels, read, start
+from dagjax.graph.core.levels import Values, read, start, sweep
 from dagjax.graph.core.topology import Arc, Graph
 
 
@@ -78,15 +78,8 @@ class DAG:
             train: Static mode flag, handed to modules that take one.
             key: For random arcs in train mode; each arc draws from its own stream.
         """
-        form, values = self.graph.signature, start(self.graph, xs)
-        state = form.located(self.params, form.context(xs, self.state), values)
         self.graph.select(gates or ())  # names that do not exist
-        values, state = apply_levels(
-            self.graph, self.params, state, values, gates=gates, train=train, key=key
-        )
-        net = self.replace(state=state)
-        shown = lambda node: net.read(node, values[node])
-        return form.result(shown, self.graph.outputs, net)
+        return evaluate(self, *xs, gates=gates, train=train, key=key)
 
     def read(self, node: str, value: Any) -> Any:
         """What an arc sees at a node: the sum, or the merge of its ports."""
@@ -98,6 +91,29 @@ class DAG:
 
     def __repr__(self) -> str:
         return f"DAG({self.graph!r}, {count_params(self.params):,} parameters)"
+
+
+def evaluate(
+    dag: DAG, *xs: Any, context: Any = None, **options: Any
+) -> tuple[Any, dict[str, State]]:
+    """Outputs and new state: `h = b`, then level by level.
+
+        h_v = h_v + sum over arcs u -> v of  gate * f(params, h_u)
+
+    Args:
+        dag: The network.
+        *xs: One array `[B, ...]` for each input node.
+        context: What the arcs know of the call; by default its signature says.
+        **options: Those of `sweep`: gates, train, key.
+    """
+    graph, params, state = dag.graph, dag.params, dag.state
+    h = start(graph, xs)
+    if context is None:
+        context = graph.signature.context(params, state, h, xs)
+    for arcs in graph.at_level[1:]:
+        h, state = sweep(graph, arcs, params, state, h, context=context, **options)
+    output = lambda v: read(graph, v, h[v], params, state, context)
+    return graph.signature.result(output, graph.outputs, state, context)
 
 
 def gates(dag: DAG | Graph) -> dict[str, jax.Array]:

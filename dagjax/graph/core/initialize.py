@@ -16,6 +16,7 @@ from dagjax.graph.core.levels import (
     Values,
     apply_arc,
     apply_levels,
+    batch_of,
     deliver,
     error_context,
     in_words,
@@ -75,7 +76,7 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
                 params |= {name: own} if jax.tree.leaves(own) else {}
                 state |= {name: held} if jax.tree.leaves(held) else {}
     order = dict.fromkeys(arc.params_name for arc in graph.arcs)
-    batch = specs[0].shape[:1]
+    batch = batch_of(specs)
     spaces = jax.tree.map(lambda v: _space(v, batch), _values_only(values))
     return DAG(
         graph.replace(spaces=spaces),

@@ -36,12 +36,17 @@ def start(
             f"got {len(xs)} arrays"
         )
     values: Values = dict(zip(graph.inputs, map(jnp.asarray, xs), strict=True))
-    batch = next((x.shape[:1] for x in values.values() if x.shape), ())
+    batch = batch_of(values.values())
     fed = {(arc.target, arc.port) for arc in graph.arcs} if nodes is None else set()
     for node in graph.nodes if nodes is None else nodes:
         if node not in values:
             values[node] = _empty(graph, node, batch, fed)
     return values
+
+
+def batch_of(xs: Iterable[Any]) -> tuple[int, ...]:
+    """`(B,)`, the first axis of the first input that has one; a scalar has none."""
+    return next((x.shape[:1] for x in xs if x.shape), ())
 
 
 def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
@@ -66,34 +71,45 @@ def sweep(
     key: jax.Array | None = None,
     sign: int = 1,
     onto: Values | None = None,
+    context: Any = None,
 ) -> tuple[Values, dict[str, State]]:
     """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values.
 
-    `onto` is what they add to, where it is not `z` itself.
+    `onto` is what they add to, where it is not `z` itself; `context` that of the call,
+    by default the one that the values of the inputs give. Tied arcs update their state
+    one after the other.
     """
-    new, kept = dict(values if onto is None else onto), state
-    here = graph.signature.located(params, state, values)
+    new = dict(values if onto is None else onto)
+    if context is None:
+        context = graph.signature.context(params, state, values)
     for arc in arcs:
         value = values[arc.source]
-        y, updated = apply_arc(graph, arc, params, here, value, train=train, key=key)
+        y, updated = apply_arc(
+            graph, arc, params, state, value, train=train, key=key, context=context
+        )
         if not arc.reads_all_params and updated is not state.get(
             arc.params_name, _NOTHING
         ):
-            kept = {**kept, arc.params_name: updated}
+            state = {**state, arc.params_name: updated}
         gate = None if gates is None else gates.get(arc.name)
         new[arc.target] = deliver(graph, arc, new.get(arc.target), y, gate, sign)
-    return new, kept
+    return new, state
 
 
 def read(
-    graph: Graph, node: str, value: Any, params: Any = None, state: Any = None
+    graph: Graph,
+    node: str,
+    value: Any,
+    params: Any = None,
+    state: Any = None,
+    context: Any = None,
 ) -> Any:
     """What an arc sees at a node: the sum, or the merge of its ports."""
     merge = graph.merge_of.get(node)
     if merge is None:
         return value
     bind = getattr(merge, "bind", None)  # a merge of a traced function reads leaves
-    return merge(value) if bind is None else bind(params, state)(value)
+    return merge(value) if bind is None else bind(params, state, context)(value)
 
 
 def deliver(
@@ -101,7 +117,7 @@ def deliver(
 ) -> Any:
     """The target's value with `gate * y` added, at a port the gate to its presence."""
     if gate is not None:
-        y = jnp.asarray(gate).astype(y.dtype) * y
+        y = _scaled(arc, gate, y)
     if arc.port is None:
         return _add(old, y, sign)
     presence = jnp.ones((), y.dtype) if gate is None else jnp.asarray(gate, y.dtype)
@@ -136,19 +152,21 @@ def apply_arc(
     *,
     train: bool = False,
     key: jax.Array | None = None,
+    context: Any = None,
 ) -> tuple[Any, State]:
     """What an arc makes of the value of its source, and the arc's new state."""
     own, held = params, state
+    call = {"context": context} if arc.reads_all_params else {}
     if not arc.reads_all_params:
         own = params.get(arc.params_name, {}) if isinstance(params, Mapping) else {}
         held = state.get(arc.params_name, _NOTHING)
     random = None if key is None else jax.random.fold_in(key, stream(arc.name))
-    x = read(graph, arc.source, value, params, state)
+    x = read(graph, arc.source, value, params, state, context)
     with (
         error_context(arc, x),
         jax.named_scope(arc.name),
     ):  # profiles and messages show it
-        return arc.fn.apply(own, held, x, train=train, key=random)
+        return arc.fn.apply(own, held, x, train=train, key=random, **call)
 
 
 def stream(name: str) -> int:
@@ -169,6 +187,18 @@ def error_context(arc: Arc, x: Any) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"in {arc!r}, whose input is {in_words(x)}")
         raise
+
+
+def _scaled(arc: Arc, gate: Any, y: Any) -> Any:
+    """`gate * y` in the type of `y`."""
+    gate = jnp.asarray(gate)
+    exact = jnp.issubdtype(y.dtype, jnp.inexact) or isinstance(gate, Tracer)
+    if not exact and (gate.astype(y.dtype) != gate).any():
+        raise GraphError(
+            f"the gate of {arc!r} is {gate}, but it delivers {y.dtype}: gate integers "
+            "with whole numbers, or cast what the arc delivers to floats"
+        )
+    return gate.astype(y.dtype) * y
 
 
 def _add(old: Any, y: Any, sign: int) -> Any:

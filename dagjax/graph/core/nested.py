@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from dagjax.graph.core.dag import DAG
+from dagjax.graph.core.dag import DAG, evaluate
 from dagjax.graph.core.functions import Function, Params, State, as_function
 from dagjax.graph.core.initialize import init
 from dagjax.graph.core.topology import Graph, GraphError
@@ -30,10 +30,18 @@ class Nested(Function):
         return dag.params, dag.state
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
+        self,
+        params: Params,
+        state: State,
+        x: Any,
+        *,
+        train: bool,
+        key: Any,
+        context: Any = None,
     ) -> tuple[Any, State]:
         """The output of the graph inside."""
-        return DAG(self.fn, params, state).apply(x, train=train, key=key)
+        inner = DAG(self.fn, params, state)
+        return evaluate(inner, x, context=context, train=train, key=key)
 
     def own(self, params: Params, name: str) -> Any:
         """What the arcs inside read, if that is found in the trees of the network."""

@@ -15,15 +15,18 @@ class Signature:
         """The arrays of the input nodes."""
         return tuple(xs)
 
-    def context(self, xs: Iterable[Any], state: Any) -> Any:
-        """The state that the arcs read, with what `xs` holds beside the inputs."""
-        del xs
-        return state
+    def context(
+        self, params: Any, state: Any, values: dict[str, Any], xs: Iterable[Any] = ()
+    ) -> Any:
+        """What the arcs of one call know beside their input; None: nothing.
 
-    def located(self, params: Any, state: Any, values: dict[str, Any]) -> Any:
-        """The state, with what arcs must know of the values at the other nodes."""
-        del params, values
-        return state
+        Args:
+            params: Of the network.
+            state: Of the network.
+            values: `{node: value}`, those of the inputs among them.
+            xs: The arguments of the call, which may hold more than the inputs.
+        """
+        del params, state, values, xs
 
     def shape(
         self, node: str, port: int | None, space: Any, batch: tuple[int, ...]
@@ -33,14 +36,20 @@ class Signature:
         return (batch if space.batched else ()) + space.shape
 
     def result(
-        self, read: Callable[[str], Any], outputs: tuple[str, ...], net: Any
+        self,
+        read: Callable[[str], Any],
+        outputs: tuple[str, ...],
+        state: Any,
+        context: Any,
     ) -> tuple[Any, Any]:
         """The result and the new state.
 
         Args:
             read: The value of a node.
             outputs: The output nodes.
-            net: The network, with the state that its arcs have left.
+            state: What the arcs have left.
+            context: That of the call.
         """
+        del context
         values = tuple(map(read, outputs))
-        return values[0] if len(values) == 1 else values, net.state
+        return values[0] if len(values) == 1 else values, state

@@ -18,7 +18,7 @@ import numpy as np
 
 from dagjax.graph.core.dag import DAG, inject
 from dagjax.graph.core.functions import identity
-from dagjax.graph.core.levels import Values, apply_arc, deliver, read
+from dagjax.graph.core.levels import Values, apply_arc, deliver
 from dagjax.graph.core.topology import Graph, GraphError
 
 LIMIT = 20  # arcs of which all gate vectors are listed
@@ -248,7 +248,7 @@ def _evaluate(
             add = functools.partial(deliver, graph, arc)
             stacks[node] = jax.vmap(add)(zeros, y, rows.gates[arc.name])
     shown = [
-        jax.vmap(functools.partial(read, graph, node))(stacks[node])[outputs[node]]
+        jax.vmap(functools.partial(dag.read, node))(stacks[node])[outputs[node]]
         for node in graph.outputs
     ]
     return jax.vmap(readout)(shown[0] if len(shown) == 1 else tuple(shown))

@@ -65,11 +65,14 @@ class Bundle(Function):
         keys = None if key is None else jax.random.split(key, len(self.names))
         own = None if self.shared else 0
         run = lambda p, s, x, k: self.fn.apply(p, s, x, train=train, key=k)
-        y, held = jax.vmap(run, (own, own, 1, None if keys is None else 0))(
-            params, state, jnp.take(x, self.sources, 1), keys
-        )
-        held = jax.tree.map(lambda s: s[-1], held) if self.shared else held
-        held = held if jax.tree.leaves(held) else state
+        x = jnp.take(x, self.sources, 1)
+        if self.shared and train and jax.tree.leaves(state):  # one by one
+            one = lambda state, xk: run(params, state, *xk)[::-1]
+            held, y = jax.lax.scan(one, state, (jnp.moveaxis(x, 1, 0), keys))
+        else:
+            axes = (own, own, 1, None if keys is None else 0)
+            y, held = jax.vmap(run, axes)(params, state, x, keys)
+            held = state if self.shared or not jax.tree.leaves(held) else held
         total = jax.ops.segment_sum(y, self.targets, self.rows)
         return jnp.moveaxis(total, 0, 1), held
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from dagjax.graph.tracing import nodes
@@ -87,6 +89,8 @@ class Slot(NamedTuple):
             TraceError: If it is not there, or of another kind than in the trace.
         """
         found = leaves[self.place] if self.place < len(leaves) else None
+        if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
+            found = jnp.asarray(found)
         if found is not None:
             got = f"{found.dtype}{list(found.shape)}"
             if isinstance(found, jax.ShapeDtypeStruct):
@@ -127,7 +131,7 @@ class Code(NamedTuple):
 
 def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
     """The leaves of the parameters and of each part of the state, in traced order."""
-    trees = {"params": params, **{k: v for k, v in state.items() if k != "here"}}
+    trees = {"params": params, **state}
     traced = {"params": request.params, "user": request.state}
     return {
         name: _aligned(traced.get(name), request.trees.get(name), tree)

@@ -22,15 +22,16 @@ from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key, is_known
 
 
-class Here(NamedTuple):
-    """What an arc must know of the rest of the network, in its state under "here".
+class CallContext(NamedTuple):
+    """What the arcs of one call share: made once, passed to each of them.
 
     Args:
-        plan: The plan that the inputs fit.
-        leaves: Of the parameters and of the parts of the state.
+        plan: The plan that the inputs fit; None where not all of them are there.
+        leaves: Of the parameters and of the parts of the state, the keys of the call
+            in place of those of the trace.
     """
 
-    plan: Plan
+    plan: Plan | None
     leaves: Leaves
 
 
@@ -79,7 +80,14 @@ class Traced(Function):
         )
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
+        self,
+        params: Params,
+        state: State,
+        x: Any,
+        *,
+        train: bool,
+        key: Any,
+        context: CallContext | None = None,
     ) -> tuple[Any, State]:
         """Its equations at `x`."""
         del train, key
@@ -90,9 +98,11 @@ class Traced(Function):
                 "traced: cast it, or trace the function again"
             )
         source = lambda plan: plan.piece_of[self.name].source.aval.shape
-        plan, leaves = _here(self.program, params, state, source, x.shape, what)
+        if context is None:
+            context = CallContext(None, leaves_of(self.program.request, params, state))
+        plan = _plan(self.program, context, source, x.shape, what)
         code, piece = plan.arc(self.name)
-        (y,) = code(leaves, x)
+        (y,) = code(context.leaves, x)
         y = -y if piece.negated else y
         shape = piece.target.aval.shape
         whole = piece.port is not None or y.shape == shape
@@ -134,16 +144,20 @@ class TracedMerge:
         """Its equations with their shapes."""
         return pattern_of(self.program.base.merge(self.node).closed)
 
-    def bind(self, params: Params, state: State) -> Callable[..., Any]:
+    def bind(
+        self, params: Params, state: State, context: CallContext | None = None
+    ) -> Callable[..., Any]:
         """The merge with its parameters."""
-        return functools.partial(self._read, params, state)
+        if context is None:
+            context = CallContext(None, leaves_of(self.program.request, params, state))
+        return functools.partial(self._read, context)
 
-    def _read(self, params: Params, state: State, ports: tuple[Port, ...]) -> Any:
+    def _read(self, context: CallContext, ports: tuple[Port, ...]) -> Any:
         pairs = zip(self.roles, ports, strict=True)
         values = [role.filled(port, ports) for role, port in pairs]
         new, what = _sizes(values), f"what the merge {self.node!r} reads"
-        plan, leaves = _here(self.program, params, state, self._shapes, new, what)
-        (y,) = plan.merge(self.node)(leaves, *values)
+        plan = _plan(self.program, context, self._shapes, new, what)
+        (y,) = plan.merge(self.node)(context.leaves, *values)
         return settled(self.roles, ports, y)
 
     def _shapes(self, plan: Plan) -> Shape:
@@ -180,42 +194,41 @@ class TracedSignature(Signature):
             )
         return tuple(given)
 
-    def located(self, params: Any, state: Any, values: dict[str, Any]) -> Any:
-        """The state, with the plan that the inputs fit."""
-        base = self.program.base
+    def context(
+        self, params: Any, state: Any, values: dict[str, Any], xs: Iterable[Any] = ()
+    ) -> CallContext:
+        """The plan that the inputs fit, and the leaves with the keys of this call."""
+        base, given = self.program.base, jax.tree.leaves(tuple(xs))
+        leaves = leaves_of(self.program.request, params, state)
+        places = base.key_places
+        if places and len(given) == len(places) + len(base.inputs):
+            leaves["keys"] = [given[i] for i in places]
         names = [base.names.nodes[v] for v in base.inputs]
-        if "here" in state or not {*names} <= {*values}:
-            return state
+        if not {*names} <= {*values}:
+            return CallContext(None, leaves)
         shapes = lambda plan: _sizes(v.aval for v in plan.inputs)
         new, what = _sizes(values[name] for name in names), ", ".join(names)
-        plan = self.program.plan(shapes, new, f"the input {what}")
-        leaves = leaves_of(self.program.request, params, state)
-        return {**state, "here": Here(plan, leaves)}
-
-    def context(self, xs: Iterable[Any], state: Any) -> Any:
-        """The state with the keys of this call."""
-        plan, given = self.program.base, jax.tree.leaves(tuple(xs))
-        places = plan.key_places
-        if not places or len(given) != len(places) + len(plan.inputs):
-            return state
-        return {**state, "keys": [given[i] for i in places]}
+        return CallContext(self.program.plan(shapes, new, f"the input {what}"), leaves)
 
     def result(
-        self, read: Callable[[str], Any], outputs: tuple[str, ...], net: Any
+        self,
+        read: Callable[[str], Any],
+        outputs: tuple[str, ...],
+        state: Any,
+        context: Any,
     ) -> tuple[Any, Any]:
         """The tree that the function returns, and the state with what it updates."""
-        plan, leaves = net.state["here"]
-        state = {k: v for k, v in net.state.items() if k != "here"}
+        plan = context.plan or self.program.base
         names = [plan.names.nodes[v] for v in plan.outvars]
         if outputs != tuple(dict.fromkeys(names)):  # a part of the network
-            return super().result(read, outputs, net.replace(state=state))
+            return super().result(read, outputs, state, context)
         values = {name: read(name) for name in outputs}
         tree = jax.tree.structure(plan.result)
         y = jax.tree.unflatten(tree, [values[name] for name in names])
         if plan.new_state is None:
             return y, state
         code, nodes = plan.update
-        new = code(leaves, *map(read, nodes))
+        new = code(context.leaves, *map(read, nodes))
         tree = jax.tree.structure(plan.new_state)
         return y, {**state, "user": jax.tree.unflatten(tree, new)}
 
@@ -229,18 +242,13 @@ class TracedSignature(Signature):
         return value.aval.shape
 
 
-def _here(
-    program: Program, params: Any, state: Any, shape_in: Any, new: Shape, what: str
-) -> Here:
-    """The plan and the leaves for values of a shape."""
-    found = state.get("here")
-    if found is not None and shape_in(found.plan) == new:
-        return found
-    if found is None:
-        leaves = leaves_of(program.request, params, state)
-    else:
-        leaves = found.leaves
-    return Here(program.plan(shape_in, new, what), leaves)
+def _plan(
+    program: Program, context: CallContext, shape_in: Any, new: Shape, what: str
+) -> Plan:
+    """The plan for values of a shape: that of the call, if they have it there."""
+    if context.plan is not None and shape_in(context.plan) == new:
+        return context.plan
+    return program.plan(shape_in, new, what)
 
 
 def _sizes(values: Iterable[Any]) -> Shape:
