@@ -120,3 +120,13 @@ def test_a_compacted_network_is_copied(two):
     net = dj.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], p, x)
     small = dj.compact(net, dj.prune_units(net, density=0.5)).net
     np.testing.assert_array_equal(copy.deepcopy(small)(x), small(x))
+
+
+def test_every_kind_is_one_network_and_has_costs(two):
+    x, p = two
+    net = dj.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], p, x)
+    mask = dj.prune_units(net, density=0.5)
+    kinds = (net, dj.compact(net, mask).net, dj.sparsify(net, mask))
+    assert all(kind.example_inputs[0].shape == (2, 4) for kind in kinds)
+    costs = dj.cost(*kinds, latency=False)
+    assert [costs[name].params for name in "012"] == [32, 16, 32]

@@ -9,6 +9,7 @@ import jax.core
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.graph.core.network import Network
 from dagjax.graph.tracing.naming import path_of
 from dagjax.sparsity import masks
 
@@ -59,7 +60,7 @@ def network(net: Any) -> Any:
     Raises:
         CompactionError: If it is none.
     """
-    if not all(hasattr(net, part) for part in ("params", "state", "replace")):
+    if not isinstance(net, Network):
         raise no_network(net)
     return net
 

@@ -9,12 +9,9 @@ from typing import Any
 import jax
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
-from dagjax.compaction.channels.mask_checks import no_network
-from dagjax.graph.core.dag import DAG
+from dagjax.compaction.channels.mask_checks import network
 from dagjax.jaxprs.program import Body, body_of
 from dagjax.jaxprs.versions import shape_of, trace_context
-
-_BATCH = 2  # where the network does not say at which batch size it was made
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,21 +74,10 @@ def example_of(net: Any) -> tuple[Any, ...]:
     Raises:
         CompactionError: If the network does not know them.
     """
-    if not isinstance(net, DAG):
-        if hasattr(net, "cutting"):
-            return net.cutting.inputs
-        raise no_network(net)
-    program = getattr(net.graph.signature, "program", None)
-    if program is not None:
-        return program.request.inputs
-    known: dict[str, Any] = dict(net.graph.spaces)
-    if not {*net.graph.inputs} <= {*known}:
+    inputs = network(net).example_inputs
+    if inputs is None:
         raise CompactionError("the graph knows no shapes; make the network by dj.init")
-    spaces = [known[node] for node in net.graph.inputs]
-    return tuple(
-        jax.ShapeDtypeStruct(((_BATCH,) if s.batched else ()) + s.shape, s.dtype)
-        for s in spaces
-    )
+    return inputs
 
 
 def resized(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import Source, example_of, source_of
 from dagjax.compaction.removal.compact import mask_leaves, masked
 from dagjax.compaction.removal.folding import values_in
 from dagjax.graph.core.dag import count_params
@@ -72,6 +72,11 @@ class Sparse:
         made = _run(source, args, self.state["rows"])
         return jax.tree.unflatten(source.result, made)
 
+    @property
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Shapes of inputs that it takes."""
+        return self.form.inputs
+
     def replace(self, **changes: Any) -> Sparse:
         """A copy with other fields."""
         return dataclasses.replace(self, **changes)
@@ -90,6 +95,7 @@ class Sparse:
 class _Form:
     tree: Any
     shapes: tuple[Any, ...]
+    inputs: tuple[Any, ...]
 
     def source(self, inputs: tuple[Any, ...]) -> Source:
         return source_of(self.tree.unflatten(self.shapes), inputs)
@@ -141,7 +147,7 @@ def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
     tree = jax.tree.structure((net.params, net.state))
     params, state = tree.unflatten(leaves)
     shapes = tuple(map(shape_of, jax.tree.leaves(net)))
-    form = _Form(jax.tree.structure(net), shapes)
+    form = _Form(jax.tree.structure(net), shapes, example_of(net))
     return Sparse(form, tuple(choices), params, {"user": state, "rows": rows})
 
 

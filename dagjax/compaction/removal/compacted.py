@@ -160,6 +160,11 @@ class Small:
                     " index.gather brings a tree of the whole network here"
                 )
 
+    @property
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Shapes of inputs that it takes."""
+        return self.cutting.inputs
+
     def replace(self, **changes: Any) -> Small:
         """A copy with other fields: `small.replace(params=params)`."""
         return dataclasses.replace(self, **changes)

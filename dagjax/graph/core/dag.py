@@ -15,6 +15,8 @@ from dagjax.graph.core.functions import Params, State
 from dagjax.graph.core.levels import Values, read, start, sweep
 from dagjax.graph.core.topology import Arc, Graph
 
+_BATCH = 2  # where a graph does not say at which batch size it was made
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -84,6 +86,18 @@ class DAG:
     def read(self, node: str, value: Any) -> Any:
         """What an arc sees at a node: the sum, or the merge of its ports."""
         return read(self.graph, node, value, self.params, self.state)
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...] | None:
+        """Shapes of inputs that it takes."""
+        graph, traced = self.graph, self.graph.signature.example_inputs
+        if traced is not None or not {*graph.inputs} <= {*graph.space_of}:
+            return traced
+        spaces = [graph.space_of[node] for node in graph.inputs]
+        return tuple(
+            jax.ShapeDtypeStruct(((_BATCH,) if s.batched else ()) + s.shape, s.dtype)
+            for s in spaces
+        )
 
     def replace(self, **changes: Any) -> DAG:
         """A copy with other fields: `dag.replace(params=params)`."""

@@ -11,6 +11,11 @@ from typing import Any
 class Signature:
     """One array for each input node; one value, or a tuple where there are several."""
 
+    @property
+    def example_inputs(self) -> tuple[Any, ...] | None:
+        """Shapes of inputs that it takes."""
+        return None
+
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays of the input nodes."""
         return tuple(xs)

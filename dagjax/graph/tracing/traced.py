@@ -171,6 +171,11 @@ class TracedSignature(Signature):
 
     program: Program
 
+    @property
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Shapes of inputs that it takes."""
+        return self.program.request.inputs
+
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays among the leaves; keys are no data."""
         xs, plan = tuple(xs), self.program.base
