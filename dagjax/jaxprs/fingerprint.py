@@ -11,37 +11,37 @@ import numpy as np
 from jax.extend import core
 
 from dagjax.jaxprs.canonical import canonical
-from dagjax.jaxprs.flatten import Flat
+from dagjax.jaxprs.program import Program
 
 
-def fingerprint(flat: Flat) -> str:
+def fingerprint(program: Program) -> str:
     """A hash of equations, shapes and parameters of primitives.
 
     What a primitive holds of Python functions (the rules of custom derivatives) is left
     out: `rules` and the function that was traced stand for them.
 
     Args:
-        flat: The program.
+        program: The program.
     """
     numbers: dict[Any, int] = {}
     number = lambda v: numbers.setdefault(v, len(numbers))
-    for var in (*flat.invars, *flat.consts):
+    for var in (*program.invars, *program.consts):
         number(var)
     lines = [f"{[str(v.aval) for v in numbers]}"]
-    for equation in flat.equations:
+    for equation in program.equations:
         inside = [number(call) for call in equation.inside]
         lines.append(f"{inside}{_equation(equation.eqn, number)}")
-    lines.append(str([_atom(a, number) for a in flat.outvars]))
+    lines.append(str([_atom(a, number) for a in program.outvars]))
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def rules(flat: Flat) -> tuple[Hashable, ...]:
+def rules(program: Program) -> tuple[Hashable, ...]:
     """The backward rules of custom derivatives, in the order of the equations.
 
     Args:
-        flat: The program.
+        program: The program.
     """
-    found, waiting = [], [equation.eqn for equation in flat.equations]
+    found, waiting = [], [equation.eqn for equation in program.equations]
     for eqn in waiting:
         waiting += [e for j in core.jaxprs_in_params(eqn.params) for e in j.eqns]
         if "bwd" in eqn.params:

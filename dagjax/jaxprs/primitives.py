@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 if TYPE_CHECKING:
-    from dagjax.jaxprs.flatten import Equation
+    from dagjax.jaxprs.program import Equation
 
 Kind = Literal[
     "elementwise",

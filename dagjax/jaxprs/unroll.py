@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
-from dagjax.jaxprs.flatten import called, enters, part_of
-from dagjax.jaxprs.versions import closed_jaxpr, shape_of
+from dagjax.jaxprs.interpret import Env, Evaluation, bind_whole, scan_parts
+from dagjax.jaxprs.program import Equation, program_of
+from dagjax.jaxprs.versions import shape_of
 
 
 def unrolled(closed: Any) -> Any:
@@ -19,49 +20,43 @@ def unrolled(closed: Any) -> Any:
     Args:
         closed: A closed jaxpr.
     """
-    run = lambda *args: _evaluate(closed.jaxpr, closed.consts, args)
-    return jax.make_jaxpr(run)(*(shape_of(v.aval) for v in closed.jaxpr.invars))
+    program = program_of(closed)
+    run = lambda *args: _Unrolling().run(program, args)
+    return jax.make_jaxpr(run)(*(shape_of(v.aval) for v in program.invars))
 
 
-def _evaluate(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
-    read = lambda a: a.val if isinstance(a, core.Literal) else env[a]
-    for eqn in jaxpr.eqns:
-        values = [read(atom) for atom in eqn.invars]
-        with jax.named_scope(str(eqn.source_info.name_stack)):
-            outputs = _equation(jaxpr, eqn, values)
-        env |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+class _Unrolling(Evaluation):
+    """Evaluates scans pass by pass, everything else as it is, in its name scope."""
 
+    def visit(self, equation: Equation, env: Env) -> Sequence[Any]:
+        """What an equation makes, in its name scope."""
+        with jax.named_scope(equation.scope):
+            return super().visit(equation, env)
 
-def _equation(jaxpr: Any, eqn: Any, values: list[Any]) -> list[Any]:
-    if eqn.primitive.name == "scan" and eqn.params["length"]:
-        return _steps(eqn, values)
-    if enters(eqn):
-        return _evaluate(*called(eqn), values)
-    fresh = [core.Var(jax.typeof(value)) for value in values]
-    alone = part_of(jaxpr, [eqn.replace(invars=fresh)], fresh, eqn.outvars)
-    return core.jaxpr_as_fun(closed_jaxpr(alone))(*values)
+    def call(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """A call with a rule of its own stays one."""
+        return bind_whole(equation.eqn, *values)
 
+    def cond(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """A condition stays one."""
+        return bind_whole(equation.eqn, *values)
 
-def _steps(eqn: Any, values: list[Any]) -> list[Any]:
-    """`carry, y_i = body(consts, carry, x_i)` for i = 0, 1, ..., the ys stacked."""
-    inner, inner_consts = called(eqn)
-    # Inputs and outputs of a step have an axis less than those of the loop.
-    stacked = lambda outer, step: outer.aval.ndim > step.aval.ndim
-    xs = sum(map(stacked, eqn.invars, inner.invars))
-    carried = len(eqn.outvars) - sum(map(stacked, eqn.outvars, inner.outvars))
-    first = len(values) - xs
-    held = first - carried
-    consts, carry, xs = values[:held], values[held:first], values[first:]
-    rows: list[list[Any]] = []
-    steps = range(eqn.params["length"])
-    for i in reversed(steps) if eqn.params["reverse"] else steps:
-        with jax.named_scope(str(i)):
-            x = [lax.index_in_dim(leaf, i, keepdims=False) for leaf in xs]
-            found = _evaluate(inner, inner_consts, [*consts, *carry, *x])
-        carry = found[: len(carry)]
-        rows.append(found[len(carry) :])
-    rows = rows[::-1] if eqn.params["reverse"] else rows
-    return [*carry, *map(jnp.stack, zip(*rows, strict=True))]
+    def loop(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """A loop of unknown length stays one."""
+        return bind_whole(equation.eqn, *values)
+
+    def scan(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """`carry, y_i = body(held, carry, x_i)` for i = 0, 1, ..., the ys stacked."""
+        length, back = (equation.eqn.params[k] for k in ("length", "reverse"))
+        if not length:
+            return bind_whole(equation.eqn, *values)
+        held, carry, xs = scan_parts(equation).of(values)
+        rows: list[list[Any]] = []
+        for i in reversed(range(length)) if back else range(length):
+            with jax.named_scope(str(i)):
+                x = [lax.index_in_dim(leaf, i, keepdims=False) for leaf in xs]
+                results = self.run(equation.bodies[0], [*held, *carry, *x])
+            carry = results[: len(carry)]
+            rows.append(results[len(carry) :])
+        rows = rows[::-1] if back else rows
+        return [*carry, *map(jnp.stack, zip(*rows, strict=True))]

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
 import numpy as np
 from jax.extend import core
+from jax.extend.core import Jaxpr as Jaxpr
+from jax.extend.core import Literal as Literal
+from jax.extend.core import Primitive as Primitive
+from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
+from jax.extend.core import jaxprs_in_params as jaxprs_in_params
 
 Tracer = jax.core.Tracer
-Literal, Var, Jaxpr, Primitive = core.Literal, core.Var, core.Jaxpr, core.Primitive
-jaxpr_as_fun, jaxprs_in_params = core.jaxpr_as_fun, core.jaxprs_in_params
+
+if TYPE_CHECKING:
+
+    class Var:
+        """A variable; that its abstract value has a shape is said nowhere in jax."""
+
+        aval: Any
+
+        def __init__(self, aval: Any): ...
+
+else:
+    Var = core.Var
 
 # They change the program that a function is traced to.
 _SETTINGS = (

@@ -16,8 +16,8 @@ from jax import lax
 
 from dagjax.compaction.channels import wiring
 from dagjax.compaction.channels.coupling import Channels
-from dagjax.compaction.removal.evaluate import End, cut_like
-from dagjax.jaxprs.program import body_of, is_literal
+from dagjax.compaction.removal.derivatives import End, cut_like
+from dagjax.jaxprs.program import is_literal, program_of
 
 
 class Case(NamedTuple):
@@ -320,7 +320,7 @@ CASES = {
 
 def channels_of(fn, operands):
     closed = jax.make_jaxpr(fn)(*operands)
-    body = body_of(closed.jaxpr, closed.consts)
+    body = program_of(closed)
     return Channels(body, len(body.invars), outputs=False)
 
 

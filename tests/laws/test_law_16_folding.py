@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction.removal.evaluate import Evaluator
+from dagjax.compaction.removal.evaluate import CutEvaluation
 from tests.compaction import masking
 from tests.graph import nets
 
@@ -79,7 +79,7 @@ def test_norms(name):
 def test_mutant_without_the_compensation(monkeypatch, name):
     small, net, want = cut(name, "groups", 2)
     assert off_by(small, net.xs, want) <= 1e-5
-    monkeypatch.setattr(Evaluator, "_repeated", lambda *_: None)
+    monkeypatch.setattr(CutEvaluation, "_repeated", lambda *_: None)
     assert nets.violates(off_by(small, net.xs, want), "float32")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.jaxprs.program import Body, Step
+from dagjax.jaxprs.program import Equation, Program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def _rank(var: Any) -> int:
     return len(var.aval.shape)
 
 
-def _summed(channels: Channels, step: Step) -> list[tuple[Any, int]]:
+def _summed(channels: Channels, step: Equation) -> list[tuple[Any, int]]:
     """The axes that are summed for one entry of the output."""
     if step.name == "dot_general":
         pairs = channels.wires[step].contracted
@@ -113,8 +113,8 @@ def _summed(channels: Channels, step: Step) -> list[tuple[Any, int]]:
     return [(step.eqn.invars[1], a) for a in rest]
 
 
-def _contractions(body: Body, times: int) -> Iterator[tuple[Step, int]]:
-    for step in body.steps:
+def _contractions(body: Program, times: int) -> Iterator[tuple[Equation, int]]:
+    for step in body.equations:
         if step.name in ("dot_general", "conv_general_dilated"):
             yield step, times
         length = step.eqn.params.get("length", 1) if step.name == "scan" else 1

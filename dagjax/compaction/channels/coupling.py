@@ -19,7 +19,8 @@ from dagjax.compaction.channels.wiring import (
     Wiring,
     wiring,
 )
-from dagjax.jaxprs.program import CALLS, Body, Step, is_literal
+from dagjax.jaxprs.interpret import Abstract
+from dagjax.jaxprs.program import Equation, Program, is_literal
 
 Axes = tuple[Array, ...]  # labels, axis by axis
 # Whose pinned outputs are positions, of which nobody asks why.
@@ -39,16 +40,16 @@ class Reason(NamedTuple):
 
     Args:
         text: In words.
-        step: The step that pins it, None for arguments and results.
-        unknown: Whether the step's primitive has no rule.
+        step: The equation that pins it, None for arguments and results.
+        unknown: Whether its primitive has no rule.
     """
 
     text: str
-    step: Step | None = None
+    step: Equation | None = None
     unknown: bool = False
 
 
-class Channels:
+class Channels(Abstract[Axes]):
     """The labels of a program's values, and their classes.
 
     Args:
@@ -56,28 +57,29 @@ class Channels:
         free: How many of its arguments may be cut; the others hold data.
         outputs: Whether its outputs are to stay whole.
         coupled: Whether the features of a kernel go only with the channels that they
-            make or read. If not, such contractions are in `loose`, with the operand
+            make or read. If not, such contractions are in `untied`, with the operand
             that is the kernel.
 
-    `at[value]` holds the labels of its axes, `wires[step]` its wiring.
+    `at[value]` holds the labels of its axes, `wires[equation]` its wiring. Branches and
+    the passes of a loop are joined by unifying their labels.
     """
 
     def __init__(
-        self, body: Body, free: int, outputs: bool = True, coupled: bool = True
+        self, body: Program, free: int, outputs: bool = True, coupled: bool = True
     ):
+        super().__init__()
         self.body, self.free, self.labels = body, free, Labels()
-        self.coupled, self.loose = coupled, {}
-        self._own = {*body.invars[:free]}
-        self.at: dict[Any, Axes] = {}
-        self.wires: dict[Step, Wiring] = {}
-        for var in body.invars:
-            self.at[var] = self._fresh(var)
-        for var in body.invars[free:]:
-            self._pin(self.at[var], Reason("an input"))
-        self._run(body)
-        for atom in body.outvars:
-            if outputs and not is_literal(atom):
-                self._pin(self.at[atom], Reason("an output"))
+        self.coupled, self.untied = coupled, {}
+        self._of_parameters = {*body.invars[:free]}
+        self.at = self.of
+        self.wires: dict[Equation, Wiring] = {}
+        inputs = [self._fresh(var) for var in body.invars]
+        for axes in inputs[free:]:
+            self._pin(axes, Reason("an input"))
+        for axes in self.run(body, inputs) if outputs else ():
+            self._pin(axes, Reason("an output"))
+        if not outputs:
+            self.run(body, inputs)
 
     @functools.cached_property
     def classes(self) -> Classes:
@@ -114,12 +116,12 @@ class Channels:
         return places
 
     @functools.cached_property
-    def _outermost(self) -> set[Step]:
-        return {*self.body.steps}
+    def _outermost(self) -> set[Equation]:
+        return {*self.body.equations}
 
-    def is_outermost(self, step: Step) -> bool:
-        """Whether a step is in no call or loop."""
-        return step in self._outermost
+    def is_outermost(self, equation: Equation) -> bool:
+        """Whether an equation is in no call or loop."""
+        return equation in self._outermost
 
     def is_pinned(self, labels: Array) -> bool:
         """Whether none of these can be removed."""
@@ -140,13 +142,75 @@ class Channels:
                 of = classes.of[labels]
                 seen[of] = True
                 gone[np.delete(of, kept) if kept is not None else of[:0]] = True
-        found = classes.close(classes.causes(gone, seen))
-        if (found[seen] != gone[seen]).any():
+        closed = classes.close(classes.causes(gone, seen))
+        if (closed[seen] != gone[seen]).any():
             raise CompactionError(
                 "the program has other channels at these shapes than where it was cut; "
                 "compact the network again with inputs of these shapes"
             )
-        return found
+        return closed
+
+    # --- what the driver asks --------------------------------------------------------
+
+    def literal(self, atom: Any) -> Axes:
+        """A number has no axes."""
+        return ()
+
+    def constant(self, var: Any, array: Any) -> Axes:
+        """Labels of its own."""
+        return self._fresh(var)
+
+    def visit(self, equation: Equation, env: Any) -> Sequence[Axes]:
+        """The labels of results, with what is made of parameters alone noted."""
+        reads = equation.reads
+        if reads and self._of_parameters.issuperset(reads):
+            self._of_parameters.update(equation.eqn.outvars)
+        results = super().visit(equation, env)
+        fits = lambda axes, var: len(axes) == len(var.aval.shape)
+        return [
+            axes if fits(axes, var) else self._fresh(var)
+            for axes, var in zip(results, equation.eqn.outvars, strict=True)
+        ]
+
+    def equation(self, equation: Equation, values: list[Axes]) -> list[Axes]:
+        """Labels go where the wiring of the primitive says."""
+        wires = self.wires[equation] = wiring(equation.eqn)
+        kernel = self._kernel(equation, wires)
+        results = [
+            tuple(
+                self._wired(equation, NEW if _is_of(wire, kernel) else wire, values, n)
+                for wire, n in zip(axes, var.aval.shape, strict=True)
+            )
+            for var, axes in zip(equation.eqn.outvars, wires.outputs, strict=True)
+        ]
+        reason = _mixing(equation, wires)
+        for operand, axis in wires.pinned:
+            self.labels.pin(values[operand][axis], reason)
+        for (i, a), (j, b) in wires.contracted if kernel is None else ():
+            self.labels.unify(values[i][a], values[j][b])
+        self._related(wires, values, results)
+        return results
+
+    def join(self, one: Axes, two: Axes) -> Axes:
+        """One label for both, index by index."""
+        for a, b in zip(one, two, strict=True):
+            self.labels.unify(a, b)
+        return one
+
+    def equal(self, one: Axes, two: Axes) -> bool:
+        """Unified labels are one: a pass is enough."""
+        return True
+
+    def unstack(self, equation: Equation, value: Axes) -> Axes:
+        """The axis that is scanned cannot be cut."""
+        self._pin(value[:1], Reason("scan runs along this axis", equation))
+        return value[1:]
+
+    def stack(self, equation: Equation, value: Axes) -> Axes:
+        """The axis along which passes are stacked cannot be cut."""
+        return (np.zeros(equation.eqn.params["length"], np.int64), *value)
+
+    # --- one equation ----------------------------------------------------------------
 
     def _fresh(self, var: Any) -> Axes:
         return tuple(self.labels.fresh(n) for n in var.aval.shape)
@@ -155,58 +219,29 @@ class Channels:
         for labels in axes:
             self.labels.pin(labels, reason)
 
-    def _run(self, body: Body) -> None:
-        for var in body.consts:
-            self.at[var] = self._fresh(var)
-        for step in body.steps:
-            if step.reads and self._own.issuperset(step.reads):
-                self._own.update(step.eqn.outvars)
-            if step.bodies:
-                self._call(step)
-            else:
-                self._step(step)
-
-    # --- one equation ----------------------------------------------------------------
-
-    def _step(self, step: Step) -> None:
-        wires = self.wires[step] = wiring(step.eqn)
-        if not wires.known:
-            reason = Reason(f"{step.name} has no rule", step, unknown=True)
-        else:
-            reason = Reason(f"{step.name} mixes this axis", step)
-        operands = [self._of(atom) for atom in step.eqn.invars]
-        kernel = self._kernel(step, wires)
-        for var, axes in zip(step.eqn.outvars, wires.outputs, strict=True):
-            self.at[var] = tuple(
-                self._wired(step, NEW if _is_of(wire, kernel) else wire, operands, n)
-                for wire, n in zip(axes, var.aval.shape, strict=True)
-            )
-        for operand, axis in wires.pinned:
-            self.labels.pin(operands[operand][axis], reason)
-        for (i, a), (j, b) in wires.contracted if kernel is None else ():
-            self.labels.unify(operands[i][a], operands[j][b])
-        self._related(step, wires, operands)
-
-    def _kernel(self, step: Step, wires: Wiring) -> int | None:
-        """The operand that is made of parameters alone, if its ties are to be loose."""
-        if self.coupled or not wires.contracted or not self.is_outermost(step):
+    def _kernel(self, equation: Equation, wires: Wiring) -> int | None:
+        """The operand that is made of parameters alone, if it is to be untied."""
+        if self.coupled or not wires.contracted or not self.is_outermost(equation):
             return None
-        own = [i for i, v in enumerate(step.eqn.invars) if v in self._own]
+        own = [
+            i for i, v in enumerate(equation.eqn.invars)
+            if not is_literal(v) and v in self._of_parameters
+        ]  # fmt: skip
         if len(own) == 1:
-            self.loose[step] = own[0]
+            self.untied[equation] = own[0]
         return own[0] if len(own) == 1 else None
 
-    def _of(self, atom: Any) -> Axes:
-        return () if is_literal(atom) else self.at[atom]
-
-    def _wired(self, step: Step, wire: Any, operands: list[Axes], size: int) -> Array:
+    def _wired(
+        self, equation: Equation, wire: Any, operands: list[Axes], size: int
+    ) -> Array:
         if size == 1 and isinstance(wire, Joined):  # what one entry is taken of stays
-            taken = Reason("one index of this axis is taken alone", step)
+            taken = Reason("one index of this axis is taken alone", equation)
             self.labels.pin(self._joined(wire, operands), taken)
-        if size == 1 or (isinstance(wire, Pinned) and step.name in _SPATIAL):
+        spatial = isinstance(wire, Pinned) and equation.name in _SPATIAL
+        if size == 1 or spatial:
             return np.zeros(size, np.int64)
         if isinstance(wire, Pinned):
-            return self._pinned(step, size)
+            return self._pinned(equation, size)
         if isinstance(wire, New) or (isinstance(wire, Same) and not wire.sources):
             return self.labels.fresh(size)
         if isinstance(wire, Joined):
@@ -216,10 +251,10 @@ class Channels:
             self.labels.unify(first, other)
         return first
 
-    def _pinned(self, step: Step, size: int) -> Array:
-        """Labels of a new axis that cannot be cut, so that messages find the step."""
+    def _pinned(self, equation: Equation, size: int) -> Array:
+        """Labels of a new axis that cannot be cut, so that messages find its maker."""
         labels = self.labels.fresh(size)
-        self.labels.pin(labels, Reason(f"{step.name} makes this axis", step))
+        self.labels.pin(labels, Reason(f"{equation.name} makes this axis", equation))
         return labels
 
     def _joined(self, wire: Joined, operands: list[Axes]) -> Array:
@@ -231,14 +266,16 @@ class Channels:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _related(self, step: Step, wires: Wiring, operands: list[Axes]) -> None:
+    def _related(
+        self, wires: Wiring, operands: list[Axes], results: list[Axes]
+    ) -> None:
         news: dict[Ref, Array] = {}
 
         def labels(ref: Ref) -> Array:
             if ref.kind == "in":
                 return operands[ref.place][ref.axis]
             if ref.kind == "out":
-                return self.at[step.eqn.outvars[ref.place]][ref.axis]
+                return results[ref.place][ref.axis]
             return news.setdefault(ref, self.labels.fresh(ref.axis))
 
         for one, two in wires.equal:
@@ -246,97 +283,14 @@ class Channels:
         for flat, factors in wires.products:
             self.labels.product(labels(flat), [labels(f) for f in factors])
 
-    # --- calls, loops, conditions ----------------------------------------------------
 
-    def _call(self, step: Step) -> None:
-        if step.name in CALLS:
-            self._inner(step.bodies[0], [self._of(atom) for atom in step.eqn.invars])
-            results = step.bodies[0].outvars
-            self._deliver(step, [self._of(atom) for atom in results])
-        elif step.name == "cond":
-            self._branches(step)
-        elif step.name == "scan":
-            self._scan(step)
-        else:
-            self._loop(step)
-
-    def _inner(self, body: Body, given: Sequence[Axes]) -> None:
-        self.at |= dict(zip(body.invars, given, strict=True))
-        self._run(body)
-
-    def _deliver(self, step: Step, results: Sequence[Axes]) -> None:
-        for var, axes in zip(step.eqn.outvars, results, strict=True):
-            fits = len(axes) == len(var.aval.shape)
-            self.at[var] = axes if fits else self._fresh(var)
-
-    def _unify(self, one: Axes, two: Axes) -> None:
-        for a, b in zip(one, two, strict=True):
-            self.labels.unify(a, b)
-
-    def _branches(self, step: Step) -> None:
-        given = [self._of(atom) for atom in step.eqn.invars[1:]]
-        for body in step.bodies:
-            self._inner(body, given)
-        first, *rest = ([self._of(a) for a in body.outvars] for body in step.bodies)
-        for other in rest:
-            for one, two in zip(first, other, strict=True):
-                self._unify(one, two)
-        self._deliver(step, first)
-
-    def _scan(self, step: Step) -> None:
-        """Constants and carries pass; the axis that is scanned is pinned."""
-        parts, (body,) = scan_parts(step), step.bodies
-        reason = Reason("scan runs along this axis", step)
-        given = [self._of(atom) for atom in step.eqn.invars]
-        for axes in given[parts.carried.stop :]:
-            self._pin(axes[:1], reason)
-        self._inner(
-            body,
-            [
-                *given[: parts.carried.stop],
-                *(a[1:] for a in given[parts.carried.stop :]),
-            ],
-        )
-        results = [self._of(atom) for atom in body.outvars]
-        carries = given[parts.carried]
-        for one, two in zip(carries, results, strict=False):
-            self._unify(one, two)
-        pin = (np.zeros(parts.length, np.int64),)
-        stacked = [(*pin, *axes) for axes in results[len(carries) :]]
-        self._deliver(step, [*carries, *stacked])
-
-    def _loop(self, step: Step) -> None:
-        test, body = step.bodies
-        counts = (step.eqn.params["cond_nconsts"], step.eqn.params["body_nconsts"])
-        given = [self._of(atom) for atom in step.eqn.invars]
-        tests, bodies = given[: counts[0]], given[counts[0] : sum(counts)]
-        carries = given[sum(counts) :]
-        self._inner(test, [*tests, *carries])
-        self._inner(body, [*bodies, *carries])
-        for one, atom in zip(carries, body.outvars, strict=True):
-            self._unify(one, self._of(atom))
-        self._deliver(step, carries)
+def _mixing(equation: Equation, wires: Wiring) -> Reason:
+    if wires.known:
+        return Reason(f"{equation.name} mixes this axis", equation)
+    return Reason(f"{equation.name} has no rule", equation, unknown=True)
 
 
 def _is_of(wire: Any, operand: int | None) -> bool:
     """Whether a wire comes from one operand alone."""
     sources = wire.sources if isinstance(wire, Same) else ()
     return operand is not None and {i for i, _ in sources} == {operand}
-
-
-class ScanParts(NamedTuple):
-    """Which operands of a scan are carried, and its length."""
-
-    carried: slice
-    length: int
-
-
-def scan_parts(step: Step) -> ScanParts:
-    """The parts of a scan, from shapes: its parameters have other names by version."""
-    eqn, (body,) = step.eqn, step.bodies
-    rank = lambda atom: len(atom.aval.shape)
-    stacked = lambda outer, inner: rank(outer) > rank(inner)
-    ys = sum(map(stacked, eqn.outvars, body.outvars))
-    xs = sum(map(stacked, eqn.invars, body.invars))
-    stop = len(eqn.invars) - xs
-    return ScanParts(slice(stop - len(eqn.outvars) + ys, stop), eqn.params["length"])

@@ -10,7 +10,7 @@ import jax
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.mask_checks import network
-from dagjax.jaxprs.program import Body, body_of
+from dagjax.jaxprs.program import Program, program_of
 from dagjax.jaxprs.versions import shape_of, trace_context
 
 
@@ -25,7 +25,7 @@ class Source:
         inputs: The shapes of the inputs, a tuple of trees.
     """
 
-    body: Body
+    body: Program
     result: Any
     free: int
     inputs: tuple[Any, ...]
@@ -64,7 +64,7 @@ def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
     inputs = form.unflatten(xs)
     run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
     closed, result = jax.make_jaxpr(run, return_shape=True)(list(shapes), inputs)
-    body = body_of(closed.jaxpr, closed.consts)
+    body = program_of(closed)
     return Source(body, jax.tree.structure(result), len(shapes), inputs)
 
 

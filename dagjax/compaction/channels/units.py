@@ -166,7 +166,7 @@ class Units(Mapping[str, Group]):
         """`{value: places of the leaves that it is made of}`, if of nothing else."""
         body, free = self.source.body, self.source.free
         found: dict[Any, set[int]] = {v: {i} for i, v in enumerate(body.invars[:free])}
-        for step in body.steps:
+        for step in body.equations:
             if all(v in found for v in step.reads) and step.reads:
                 leaves = set().union(*(found[v] for v in step.reads))
                 found |= dict.fromkeys(step.eqn.outvars, leaves)

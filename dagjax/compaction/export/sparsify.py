@@ -12,10 +12,10 @@ import numpy as np
 
 from dagjax.compaction.channels.traced_network import Source, example_of, source_of
 from dagjax.compaction.removal.compact import mask_leaves, masked
-from dagjax.compaction.removal.folding import values_in
 from dagjax.graph.core.dag import count_params
 from dagjax.graph.tracing.naming import path_of
-from dagjax.jaxprs.program import Step, is_literal
+from dagjax.jaxprs.interpret import Evaluation
+from dagjax.jaxprs.program import Equation
 from dagjax.jaxprs.versions import shape_of
 
 # Time of a product with a matrix in BCSR over that of the dense one, by the share of
@@ -171,7 +171,7 @@ def _choice(path: str, x: Any, able: bool, force: bool) -> Choice:
 def _matrices(source: Source, count: int) -> set[int]:
     """Places of parameters that only one product `x @ w` reads."""
     places = {v: i for i, v in enumerate(source.body.invars[:count])}
-    readers: dict[int, list[Step]] = {}
+    readers: dict[int, list[Equation]] = {}
     for step in source.body.walk():
         for v in step.reads:
             if v in places:
@@ -183,7 +183,7 @@ def _matrices(source: Source, count: int) -> set[int]:
     }
 
 
-def _is_plain(step: Step, kernel: Any) -> bool:
+def _is_plain(step: Equation, kernel: Any) -> bool:
     if step.name != "dot_general" or step.eqn.invars[1] is not kernel:
         return False
     (lhs, rhs), (batch, _) = step.eqn.params["dimension_numbers"]
@@ -201,19 +201,31 @@ def _entries(x: Any, kept: np.ndarray) -> tuple[Any, Any]:
     return jax.device_put(entries), (put(columns), put(starts))
 
 
+class _SparseEvaluation(Evaluation):
+    """Evaluates products with sparse matrices by their entries.
+
+    Args:
+        where: `{matrix: where its entries lie}`.
+    """
+
+    def __init__(self, where: dict[Any, Any]):
+        self.where = where
+
+    def equation(self, equation: Equation, values: list[Any]) -> Any:
+        """The primitive, or the product with a sparse matrix."""
+        where = [self.where[v] for v in equation.reads if v in self.where]
+        if not where:
+            return super().equation(equation, values)
+        return [_product(equation, where[0], *values)]
+
+
 def _run(source: Source, args: list[Any], rows: dict[int, Any]) -> list[Any]:
-    """The program, products with sparse matrices by their entries."""
-    held = {source.body.invars[place]: where for place, where in rows.items()}
-    rules = {
-        step: functools.partial(_product, step, held[step.eqn.invars[1]])
-        for step in source.body.steps
-        if not held.keys().isdisjoint(step.reads)
-    }
-    env = values_in(source.body, args, rules)
-    return [a.val if is_literal(a) else env[a] for a in source.body.outvars]
+    """The program, some of whose parameters are the entries of sparse matrices."""
+    where = {source.body.invars[leaf]: entries for leaf, entries in rows.items()}
+    return _SparseEvaluation(where).run(source.body, args)
 
 
-def _product(step: Step, where: Any, x: Any, entries: Any) -> Any:
+def _product(step: Equation, where: Any, x: Any, entries: Any) -> Any:
     """`x @ w = (w^T x^T)^T`."""
     from jax.experimental import sparse  # it loads scipy.sparse
 

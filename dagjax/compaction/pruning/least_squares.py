@@ -11,7 +11,7 @@ from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import Source
 from dagjax.compaction.pruning.features import axes_of, features, home, local, size
 from dagjax.compaction.pruning.sums import CONTRACTIONS, Sum, Sums, inlined, reads
-from dagjax.compaction.removal.evaluate import bind, bind_whole
+from dagjax.jaxprs.interpret import bind
 from dagjax.jaxprs.program import is_literal
 
 _HELD = ("scan", "while", "cond")  # evaluated as they are
@@ -80,11 +80,8 @@ class Walk:
 
     def _make(self, eqn: Any, env: dict[Any, Any]) -> None:
         self.evaluations += 1
-        values = operands_of(eqn, env)
-        many = eqn.primitive.multiple_results
-        whole = eqn.primitive.name in _HELD
-        made = bind_whole(eqn, *values) if whole else bind(eqn, values)
-        env |= dict(zip(eqn.outvars, made if many else [made], strict=True))
+        results = bind(eqn, operands_of(eqn, env))
+        env |= dict(zip(eqn.outvars, results, strict=True))
 
     # --- one sum ---------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.pruning.features import as_kernel, layout
-from dagjax.jaxprs.program import CALLS, Body, is_literal
+from dagjax.jaxprs.program import CALLS, Program, is_literal
 
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _SUMS = {"add": 1, "add_any": 1, "sub": -1}  # the sign of the second operand
@@ -21,11 +21,11 @@ def reads(eqn: Any) -> list[Any]:
     return [v for v in eqn.invars if not is_literal(v)]
 
 
-def inlined(body: Body, names: dict[Any, Any], consts: dict[Any, Any]) -> Any:
+def inlined(body: Program, names: dict[Any, Any], consts: dict[Any, Any]) -> Any:
     """Equations in order, those of calls with derivative rules among them."""
     here = lambda atom: atom if is_literal(atom) else names.get(atom, atom)
     consts |= body.consts
-    for step in body.steps:
+    for step in body.equations:
         operands = [here(atom) for atom in step.eqn.invars]
         if step.name in CALLS:
             inner = step.bodies[0]

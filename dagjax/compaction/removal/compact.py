@@ -14,7 +14,7 @@ from dagjax.compaction.channels.mask_checks import leaves_like, named
 from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.checks import refuse_random, refuse_training
 from dagjax.compaction.removal.compacted import Cutting, Small
-from dagjax.compaction.removal.evaluate import Evaluator
+from dagjax.compaction.removal.evaluate import CutEvaluation
 from dagjax.compaction.removal.folding import constants, folds
 from dagjax.compaction.removal.index import Index, gather, gather_host
 from dagjax.compaction.removal.liveness import Liveness, liveness
@@ -151,14 +151,14 @@ def _cut(
     channels = source.channels_of(coupled)
     kept = channels.kept(live.removed)
     keeps = tuple(kept(v) for v in source.body.invars[: len(leaves)])
-    steps = folds(channels, live.known, kept)
-    full = masked(leaves, flat) if steps else leaves
-    folded = constants(source, live.known, kept, full, steps)
+    folding = folds(channels, live.facts, kept)
+    full = masked(leaves, flat) if folding else leaves
+    folded = constants(channels, live.facts, kept, full, folding)
     cutting = Cutting(
         jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
-        keeps, live.facts, len(steps), len(flat), coupled,
+        keeps, live.given, len(folding), len(flat), coupled,
     )  # fmt: skip
-    cutting.remember(source, Evaluator(channels, kept, live.known, steps))
+    cutting.remember(source, CutEvaluation(channels, kept, live.facts, folding))
     whole = len(jax.tree.leaves(net.params))
     gone = tuple(
         _none_of(k) if i in live.unread and i < whole else k

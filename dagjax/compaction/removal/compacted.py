@@ -14,15 +14,10 @@ import numpy as np
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import Source, source_of
-from dagjax.compaction.removal.evaluate import (
-    Evaluator,
-)
+from dagjax.compaction.removal.consumption import needed, removable
+from dagjax.compaction.removal.evaluate import CutEvaluation
 from dagjax.compaction.removal.folding import folds
-from dagjax.compaction.removal.liveness import (
-    known_of,
-    needed,
-    removable,
-)
+from dagjax.compaction.removal.liveness import facts_of
 from dagjax.graph.core.dag import count_params
 from dagjax.jaxprs.versions import current_mesh, shape_of, tracing_for
 
@@ -37,7 +32,7 @@ class Cutting:
         shapes: Their shapes before the cut.
         inputs: The shapes of its inputs.
         keeps: Kept indices of each leaf's axes.
-        facts: The constants that slices of the leaves were, NaN elsewhere.
+        given: For each leaf and axis what its slices are (`liveness.Given`).
         count: How many contractions had a constant folded into them.
         prunable: How many leaves are parameters.
         coupled: Whether kernels were cut only with the channels of their values.
@@ -49,19 +44,19 @@ class Cutting:
         shapes: Any,
         inputs: Any,
         keeps: Keeps,
-        facts: Any,
+        given: Any,
         count: int,
         prunable: int,
         coupled: bool,
     ):
         self.prunable, self.coupled = prunable, coupled
         self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
-        self.keeps, self.facts, self.count = keeps, facts, count
-        self._plans: dict[Any, tuple[Source, Evaluator]] = {}
+        self.keeps, self.given, self.count = keeps, given, count
+        self._plans: dict[Any, tuple[Source, CutEvaluation]] = {}
         self._mesh = current_mesh()
         self.key = (
             tree, tuple(map(str, self.shapes)), str(inputs), count, prunable, coupled,
-            _digest(keeps), _digest(facts),
+            _digest(keeps), _digest(given),
         )  # fmt: skip
         self._hash = hash(self.key)
 
@@ -74,7 +69,7 @@ class Cutting:
     def __deepcopy__(self, memo: Any) -> Cutting:
         return self  # frozen, and jaxprs do not copy
 
-    def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, Evaluator]:
+    def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, CutEvaluation]:
         """The program at these shapes of the inputs, and how it is evaluated."""
         key = _form(inputs)
         if key not in self._plans:
@@ -86,24 +81,24 @@ class Cutting:
     def _again(self, source: Source) -> None:
         """The same cut in the program of other shapes."""
         channels, ends = source.channels_of(self.coupled), source.body.invars
-        known = known_of(channels, self.facts)
-        steps, _ = needed(channels, known)
-        removed, _ = removable(channels, known, steps, self.prunable)
+        facts = facts_of(channels, self.given)
+        equations, _ = needed(channels, facts)
+        removed, _ = removable(channels, facts, equations, self.prunable)
         kept = channels.kept(removed)
         if not all(map(_same, map(kept, ends), self.keeps)):
             raise CompactionError(
                 "the program has other channels at these shapes than where it was cut; "
                 "compact the network again with inputs of these shapes"
             )
-        folded = folds(channels, known, kept)
+        folded = folds(channels, facts, kept)
         if len(folded) != self.count:
             raise CompactionError(
                 f"{len(folded)} constants are to be folded at these shapes, "
                 f"{self.count} where the network was cut; compact it at these shapes"
             )
-        self.remember(source, Evaluator(channels, kept, known, folded))
+        self.remember(source, CutEvaluation(channels, kept, facts, folded))
 
-    def remember(self, source: Source, evaluator: Evaluator) -> None:
+    def remember(self, source: Source, evaluator: CutEvaluation) -> None:
         """Keep the plan for the shapes of a program."""
         self._plans[_form(source.inputs)] = source, evaluator
 
@@ -145,20 +140,28 @@ class Small:
         """The outputs at `xs`, any batch size."""
         shapes = jax.tree.map(shape_of, xs)
         source, evaluator = self.cutting.plan(shapes)
-        leaves = jax.tree.leaves((self.params, self.state["user"]))
-        self._check(leaves, source, evaluator)
+        leaves = self._leaves(source, evaluator)
         args = [*leaves, *map(jnp.asarray, jax.tree.leaves(xs))]
         made = evaluator(*args, added=self.state["folded"])
         return jax.tree.unflatten(source.result, made)
 
-    def _check(self, leaves: list[Any], source: Source, evaluator: Evaluator) -> None:
-        for place, (x, var) in enumerate(zip(leaves, source.body.invars, strict=False)):
-            if np.shape(x) != evaluator.size(var) and np.size(x):  # empty: not read
+    def _leaves(self, source: Source, evaluator: CutEvaluation) -> list[Any]:
+        """The leaves; one that nothing reads is empty, and stands for zeros here.
+
+        A loop or a sum still takes it, at its size, beside what it has lost.
+        """
+        leaves = jax.tree.leaves((self.params, self.state["user"]))
+        sizes = [evaluator.size(v) for v in source.body.invars[: len(leaves)]]
+        for leaf, (x, size) in enumerate(zip(leaves, sizes, strict=True)):
+            if np.shape(x) != size and np.size(x):
                 raise CompactionError(
-                    f"leaf {place} of the parameters and the state has shape "
-                    f"{list(np.shape(x))}, in this network {list(evaluator.size(var))};"
-                    " index.gather brings a tree of the whole network here"
+                    f"leaf {leaf} of the parameters and the state has shape "
+                    f"{list(np.shape(x))}, in this network {list(size)}; index.gather "
+                    "brings a tree of the whole network here"
                 )
+        rows = zip(leaves, sizes, strict=True)
+        fits = lambda x, size: np.shape(x) == size
+        return [x if fits(x, n) else jnp.zeros(n, x.dtype) for x, n in rows]
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,82 +12,156 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.traced_network import Source
-from dagjax.compaction.removal.evaluate import (
-    bind,
-    bind_whole,
-    contract,
-    expanded,
-    take,
-)
-from dagjax.compaction.removal.facts import Known
-from dagjax.compaction.removal.liveness import met, needed
-from dagjax.jaxprs.program import Body, Step, is_literal
+from dagjax.compaction.channels.wiring import End
+from dagjax.compaction.removal.consumption import may_fold, met, needed
+from dagjax.compaction.removal.evaluate import Kept, contract, expanded, take
+from dagjax.compaction.removal.facts import UNKNOWN
+from dagjax.compaction.removal.propagation import Facts
+from dagjax.jaxprs.interpret import Evaluation
+from dagjax.jaxprs.program import Equation, Program, backward_slice, is_literal
 
 
-def folds(channels: Channels, known: Known, kept: Any) -> list[Step]:
+def folds(channels: Channels, facts: Facts, kept: Kept) -> list[Equation]:
     """The contractions to which removed slices add a constant, in order."""
+    wanted = {*needed(channels, facts)[0]}
     return [
-        step
-        for step in reversed(needed(channels, known)[0])
-        if channels.is_outermost(step)
-        and len(added(channels, known, kept, step))
-        and not any(k is not None and not len(k) for k in kept(step.eqn.outvars[0]))
+        equation
+        for equation in channels.body.equations
+        if equation in wanted
+        and len(added(channels, facts, kept, equation)[1])
+        and not any(k is not None and not len(k) for k in kept(equation.eqn.outvars[0]))
     ]
 
 
-def added(channels: Channels, known: Known, kept: Any, step: Step) -> Array:
-    """The removed indices of a contracted axis whose product is a constant."""
-    wires, found = channels.wires.get(step), np.zeros(0, int)
+def added(
+    channels: Channels, facts: Facts, kept: Kept, equation: Equation
+) -> tuple[tuple[End, ...], Array]:
+    """A contracted pair of axes, and its removed indices whose product is a constant.
+
+    There is one such pair at most: the other ones lose nothing (`may_fold`).
+    """
+    wires = channels.wires.get(equation)
     for pair in wires.contracted if wires else ():
-        ends = [(step.eqn.invars[i], a) for i, a in pair]
-        data = ends[channels.loose.get(step) == pair[0][0]]
-        places = kept(data[0])[data[1]]
-        if places is not None:
-            zero, both = met(known, *(known.along(v, a) for v, a in ends))
-            gone = np.ones(len(zero), bool)
-            gone[places] = False
-            found = np.flatnonzero(gone & both & ~zero)
-    return found
+        ends = [(equation.eqn.invars[i], a) for i, a in pair]
+        data = ends[channels.untied.get(equation) == pair[0][0]]
+        places = None if is_literal(data[0]) else kept(data[0])[data[1]]
+        if places is not None and may_fold(channels, equation, pair):
+            _, fixed = met(facts, *(facts.along(v, a) for v, a in ends))
+            fixed[places] = False
+            if fixed.any():
+                return pair, np.flatnonzero(fixed)
+    return (), np.zeros(0, int)
 
 
 def constants(
-    source: Source, known: Known, kept: Any, leaves: Any, steps: list[Step]
+    channels: Channels,
+    facts: Facts,
+    kept: Kept,
+    leaves: Sequence[Any],
+    equations: Sequence[Equation],
 ) -> list[Any]:
-    """What the removed slices add to contractions, from one evaluation in full.
+    """What the removed slices add to contractions.
+
+    Only what they are made of is evaluated, in one compiled program: back to leaves,
+    and to values of which the facts say all that is used, which hold numbers where
+    these are known and anything elsewhere. No loop is run, since what leaves a loop is
+    known by numbers or not at all.
 
     Args:
-        source: The program.
-        known: The facts of its values.
+        channels: The program.
+        facts: The facts of its values.
         kept: `value -> kept indices`.
         leaves: The masked leaves of the network.
-        steps: The contractions.
+        equations: The contractions.
     """
-    if not steps:
+    if not equations:
         return []
-    xs = [_anything(v) for v in source.body.invars[len(leaves) :]]
-    wanted = {v for step in steps for v in step.reads}
-    env = values_in(source.body, [*leaves, *xs])
-    env = {v: env[v] for v in wanted}
-    return [_constant(known.channels, known, kept, step, env) for step in steps]
+    body, ends = channels.body, [v for e in equations for v in e.reads]
+    stops = {v for v in facts.of if v not in body.consts and _says_all(facts, v)} - {
+        *body.invars[: len(leaves)]
+    }
+    cone = backward_slice(body.equations, ends, stops)
+    given = {v: x for v, x in zip(body.invars, leaves, strict=False)} | body.consts
+    reads = dict.fromkeys(itertools.chain(*(e.reads for e in cone), ends))
+    computed = {v for e in cone for v in e.eqn.outvars}
+    inputs = [v for v in reads if v not in computed]
+    values = [given[v] if v in given else _filled(facts, v) for v in inputs]
+    compute = _compute(channels, facts, kept, equations, cone, inputs)
+    return [*map(_thin, jax.jit(compute)(values))]
 
 
-def _constant(channels: Channels, known: Known, kept: Any, step: Step, env: Any) -> Any:
-    places = added(channels, known, kept, step)
-    one, two = channels.wires[step].contracted[0]
+def _compute(
+    channels: Channels,
+    facts: Facts,
+    kept: Kept,
+    equations: Sequence[Equation],
+    cone: Sequence[Equation],
+    inputs: Sequence[Any],
+) -> Callable[[list[Any]], list[Any]]:
+    """A function of the inputs of a cone: the constants of some equations."""
+    pattern = channels.body.jaxpr
+    program = Program(tuple(cone), tuple(inputs), (), {}, pattern)
+
+    def run(values: list[Any]) -> list[Any]:
+        env: dict[Any, Any] = {}
+        Evaluation().run(program, values, env)
+        return [_constant(channels, facts, kept, e, env) for e in equations]
+
+    return run
+
+
+def _constant(
+    channels: Channels, facts: Facts, kept: Kept, equation: Equation, env: Any
+) -> Any:
+    """`sum over removed k of left[..., k] right[k, ...]`, at the kept entries."""
+    pair, places = added(channels, facts, kept, equation)
+    contracted: dict[int, int] = dict(pair)
     values = []
-    for operand, end in ((0, one[1]), (1, two[1])):
-        atom = step.eqn.invars[operand]
-        x = env[atom]
-        for axis, held in enumerate(kept(atom)):
-            if axis == end:
+    for operand, atom in enumerate(equation.eqn.invars):
+        x = atom.val if is_literal(atom) else env[atom]
+        for axis, present in enumerate(() if is_literal(atom) else kept(atom)):
+            if axis == contracted.get(operand):
                 x = take(x, places, axis)
-            elif held is not None:
-                x = take(x, held, axis)
+            elif present is not None:
+                x = take(x, present, axis)
         values.append(x)
-    y = contract(step, values)
-    loose = step in channels.loose
-    return _thin(expanded(channels, kept, step, y) if loose else y)
+    y = contract(equation, values)
+    untied = equation in channels.untied
+    return expanded(channels, kept, equation, y) if untied else y
+
+
+def _says_all(facts: Facts, var: Any) -> bool:
+    """Whether numbers are all that is known of the slices of a value."""
+    table, (axes, whole) = facts.table, facts.of[var]
+    known = [np.array(whole), *(a for a in axes if a is not None)]
+    return all(np.all(table.is_number(a) | ~table.is_fixed(a)) for a in known)
+
+
+def _filled(facts: Facts, var: Any) -> Any:
+    """A value with the numbers that its slices are, and anything elsewhere."""
+    x, table = _anything(var), facts.table
+    if jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key):
+        return x
+    x = np.array(x)
+    for axis, slices in enumerate(facts.of[var].axes):
+        if slices is None:
+            continue
+        for i in np.flatnonzero(table.is_number(slices)):
+            x[(slice(None),) * axis + (i,)] = table.values(slices[i])
+    whole = facts.of[var].whole
+    if whole != UNKNOWN and table.is_number(whole):
+        x[...] = table.values(whole)
+    return jnp.asarray(x)
+
+
+def _anything(var: Any) -> Any:
+    """Data that no logarithm or quotient makes infinite: constants read none of it."""
+    shape, dtype = var.aval.shape, var.aval.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), shape)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return np.zeros(shape, dtype)
+    return np.random.default_rng(0).uniform(0.2, 0.8, shape).astype(dtype)
 
 
 def _thin(x: Any) -> Any:
@@ -100,43 +174,3 @@ def _thin(x: Any) -> Any:
         if host.shape[axis] > 1 and np.allclose(host, first, rtol=rtol, atol=0):
             host = first
     return jnp.asarray(host)
-
-
-def _anything(var: Any) -> Any:
-    """Data that no logarithm or quotient makes infinite: constants read none of it."""
-    shape, dtype = var.aval.shape, var.aval.dtype
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return jax.random.key(0)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.zeros(shape, dtype)
-    return jax.device_put(np.random.default_rng(0).uniform(0.2, 0.8, shape)).astype(
-        dtype
-    )
-
-
-def values_in(
-    body: Body, args: list[Any], rules: Mapping[Step, Callable[..., Any]] | None = None
-) -> dict[Any, Any]:
-    """All values of the program in full.
-
-    Args:
-        body: The program.
-        args: Its arguments.
-        rules: `{step: function of what it reads}`, in place of its primitive.
-    """
-    rules = rules or {}
-    env = {**dict(zip(body.invars, args, strict=True)), **body.consts}
-    for step in body.steps:
-        values = [a.val if is_literal(a) else env[a] for a in step.eqn.invars]
-        if step.bodies:
-            made = bind_whole(step.eqn, *values)
-        else:
-            run = rules.get(step, functools.partial(_bound, step))
-            made = run(*values)
-            made = made if step.eqn.primitive.multiple_results else [made]
-        env |= dict(zip(step.eqn.outvars, made, strict=True))
-    return env
-
-
-def _bound(step: Step, *values: Any) -> Any:
-    return bind(step.eqn, values)

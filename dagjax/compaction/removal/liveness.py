@@ -1,17 +1,14 @@
-"""Which channels are dead or constant, from the values of masked parameters.
+"""What masks make dead: channels that no equation misses, and leaves that none reads.
 
-A channel can be removed exactly if nothing that reads it changes: every contraction
-meets a zero on one of its sides (or two sides that do not depend on the data, whose
-product is added once and for all), every sum over it knows what the slice holds. These
-conditions do not depend on what else is removed, so the largest removable set is found
-in one pass; entries that die with it may free others, to a fixpoint.
+Entries of parameters die with their channel, which may free other channels, and so on
+to a fixpoint. Values of parameters are never evidence that something is dead; they are
+read only for the constant that is left of a unit when the mask has cut it off.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,17 +16,19 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.wiring import Same
+from dagjax.compaction.removal.consumption import needed, removable, units_of
 from dagjax.compaction.removal.facts import (
-    FIXED,
-    UNKNOWN,
+    LEAVES,
+    STAYS,
+    UNTRAINED,
     ZERO,
     Fact,
-    Known,
     Table,
-    fact_of,
 )
-from dagjax.jaxprs.program import Step, is_literal
+from dagjax.compaction.removal.propagation import Facts
+
+# Of each axis of a leaf `[2, n]`: the number that a slice is (or NaN), its origin.
+Given = tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,18 +37,17 @@ class Liveness:
 
     Args:
         removed: `[classes]`.
-        folded: `[classes]`, those of them that still emit a constant: zombies.
-        facts: For each leaf and axis the constants that its slices are; NaN where they
-            are fixed, infinity where they may be trained.
-        known: The facts of all values.
-        unread: Places of leaves that nothing needs.
+        folded: `[classes]`, those of them that leave a constant: constant units.
+        given: For each leaf and axis what its slices are.
+        facts: The facts of all values.
+        unread: Indices of leaves that nothing needs.
         live: For each leaf which entries are alive, None where all are.
     """
 
     removed: Array
     folded: Array
-    facts: list[tuple[Array, ...]]
-    known: Known
+    given: list[Given]
+    facts: Facts
     unread: frozenset[int]
     live: list[Array | None]
 
@@ -64,263 +62,124 @@ def liveness(
         leaves: The network's leaves, parameters first.
         masks: For each parameter a bool array, or None if all of it is kept.
     """
-    problem = _Problem(channels, leaves, masks)
-    found = problem.solve(constants=False)
-    if (problem.silent & problem.units & ~found.removed).any():
-        found = problem.solve(constants=True)
-    return found
+    search = _Search(channels, leaves, masks)
+    dead = search.fixpoint(constants=False)
+    if (search.silent & search.units & ~dead.removed).any():
+        dead = search.fixpoint(constants=True)
+    return dead
 
 
-class _Problem:
-    """What is asked, and what stays the same between rounds."""
+def facts_of(channels: Channels, given: Sequence[Given]) -> Facts:
+    """The facts of all values, from what slices of the leaves are.
+
+    Args:
+        channels: The program.
+        given: For each leaf and axis what its slices are.
+    """
+    table, inputs = Table(), channels.body.invars
+    rows = zip(inputs, given, strict=False)
+    of_leaves = [_leaf_fact(table, axes, len(v.aval.shape)) for v, axes in rows]
+    data = [Fact((None,) * len(v.aval.shape)) for v in inputs[len(given) :]]
+    return Facts(channels, [*of_leaves, *data], table)
+
+
+def _leaf_fact(table: Table, axes: Given, rank: int) -> Fact:
+    """The facts of one leaf; an entry stays only if it stays along all axes."""
+    whole, slices = ZERO, [table.entries(*axis) for axis in axes]
+    if not any(table.is_zero(facts).all() for facts in slices):
+        trained = min(int(axis[1].max(initial=UNTRAINED)) for axis in axes)
+        whole = table.entry(np.nan, trained)
+    alone = rank == 1 and len(slices[0]) and (slices[0] == slices[0][0]).all()
+    whole = int(slices[0][0]) if alone or not rank else whole
+    long = [facts if len(facts) > 1 else None for facts in slices[:rank]]
+    return Fact(tuple(long), whole)
+
+
+class _Search:
+    """The search for the largest removable set under given masks."""
 
     def __init__(self, channels: Channels, leaves: Sequence[Any], masks: Sequence[Any]):
         self.channels, self.leaves = channels, leaves
         self.classes = channels.classes
-        ends = channels.body.invars[: len(leaves)]
-        self.axes = [[self.classes.of[a] for a in channels.at[v]] for v in ends]
-        spare = [None] * (len(leaves) - len(masks))
-        self.masks = [*masks, *spare]
+        inputs = channels.body.invars[: len(leaves)]
+        self.axes = [[self.classes.of[a] for a in channels.at[v]] for v in inputs]
+        self.masks = [*masks, *[None] * (len(leaves) - len(masks))]
         self.prunable, self.units = len(masks), units_of(channels, len(masks))
         self.silent = np.zeros(self.classes.count, bool)
 
-    def solve(self, constants: bool) -> Liveness:
+    def fixpoint(self, constants: bool) -> Liveness:
+        """Until no more entries die; it ends because each round kills some.
+
+        Args:
+            constants: Whether the numbers of kept biases in units that are cut off are
+                looked at.
+        """
         live = [None if m is None else np.asarray(m) for m in self.masks]
         while True:
-            slices = [
+            alive = [
                 [_along(m, d, n) for d, n in enumerate(np.shape(x) or (1,))]
                 for m, x in zip(live, self.leaves, strict=True)
             ]
-            found = self._round(live, slices, constants)
-            dead = found.removed & ~found.folded
-            rows = zip(live, self.axes, slices, strict=True)
-            left = [_cleared(m, axes, alive, dead) for m, axes, alive in rows]
+            result = self._round(live, alive, constants)
+            dead = result.removed & ~result.folded
+            rows = zip(live, self.axes, alive, strict=True)
+            left = [_cleared(m, axes, slices, dead) for m, axes, slices in rows]
             if all(a is b for a, b in zip(live, left, strict=True)):
-                return found
+                return result
             live = left
 
-    def _round(self, live: list[Any], slices: list[Any], constants: bool) -> Liveness:
-        for axes, alive in zip(self.axes, slices, strict=True):
-            for of, any_alive in zip(axes, alive, strict=False):
+    def _round(self, live: list[Any], alive: list[Any], constants: bool) -> Liveness:
+        """The removable set of one state of the masks, a greatest fixpoint.
+
+        At first all parameters count as leaving with their unit. Those that turn out to
+        stay may be trained, so what was made of them is not frozen, which keeps more.
+        The set only shrinks, so this ends; at the end what was assumed is true.
+        """
+        for axes, slices in zip(self.axes, alive, strict=True):
+            for of, any_alive in zip(axes, slices, strict=False):
                 self.silent[of[~any_alive]] = True
-        facts = [
-            self._facts(place, alive, constants) for place, alive in enumerate(slices)
-        ]
-        known, reads, removed, folded = self._found(facts)
-        while constants or folded.any():  # what stays may be trained: it is not fixed
-            rows = zip(facts, slices, strict=True)
-            facts = [self._frozen(i, *row, removed) for i, row in enumerate(rows)]
-            before = removed
-            known, reads, removed, folded = self._found(facts)
-            if (removed == before).all():
+        removed = np.ones(self.classes.count, bool)
+        while True:
+            given = [
+                self._given(leaf, slices, removed, constants)
+                for leaf, slices in enumerate(alive)
+            ]
+            facts = facts_of(self.channels, given)
+            equations, reads = needed(self.channels, facts)
+            less, folded = removable(self.channels, facts, equations, self.prunable)
+            less = less & removed
+            if (less == removed).all():
                 break
+            removed = less
         inputs = self.channels.body.invars[: len(self.leaves)]
         unread = frozenset(i for i, v in enumerate(inputs) if v not in reads)
-        return Liveness(removed, folded, facts, known, unread, live)
+        return Liveness(removed, removed & folded, given, facts, unread, live)
 
-    def _found(self, facts: Any) -> Any:
-        known = known_of(self.channels, facts)
-        steps, reads = needed(self.channels, known)
-        return known, reads, *removable(self.channels, known, steps, self.prunable)
+    def _given(self, leaf: int, alive: Any, removed: Array, constants: bool) -> Given:
+        """What slices of a leaf are while the parameters that stay are trained."""
+        stays = STAYS if leaf < self.prunable else LEAVES
+        values = self._numbers(leaf, alive[0]) if constants else None
+        axes = []
+        for axis, slices in enumerate(alive):
+            leaves = (
+                removed[self.axes[leaf][axis]] if self.axes[leaf] else np.zeros(1, bool)
+            )
+            number = np.full(len(slices), np.nan) if values is None else values
+            number = np.where(leaves, number, np.nan)
+            trained = np.where(leaves, LEAVES, stays)
+            dead = np.stack(
+                [np.where(slices, number, 0.0), np.where(slices, trained, UNTRAINED)]
+            )
+            axes.append(dead)
+        return tuple(axes)
 
-    def _frozen(
-        self, place: int, facts: Any, alive: Any, removed: Array
-    ) -> tuple[Array, ...]:
-        """The facts that hold while the parameters that stay are trained.
-
-        What is zero by its mask stays so; a bias that happens to be zero need not.
-        """
-        other = np.inf if place < self.prunable else np.nan
-        gone = [removed[of] for of in self.axes[place]] or [np.zeros(1, bool)]
-        rows = zip(facts, alive, gone, strict=True)
-        return tuple(np.where(g | ~a, f, other) for f, a, g in rows)
-
-    def _facts(self, place: int, alive: Any, constants: bool) -> tuple[Array, ...]:
-        facts = tuple(np.where(a, np.nan, 0.0) for a in alive)
-        x = self.leaves[place]
-        if constants and np.ndim(x) == 1 and _is_real(x):
-            chosen = self.silent[self.axes[place][0]] & alive[0]
-            facts[0][chosen] = np.asarray(x)[chosen].astype(np.float64)
-        return facts
-
-
-@functools.lru_cache(maxsize=16)
-def units_of(channels: Channels, count: int) -> Array:
-    """`[classes]`: what may go at all: indices of parameters, or products of them.
-
-    Args:
-        channels: The program.
-        count: How many of its arguments are parameters.
-    """
-    classes = channels.classes
-    touched = np.full(classes.count, not channels.coupled)
-    for var in channels.body.invars[:count]:
-        for labels in channels.at[var]:
-            touched[classes.of[labels]] = True
-    return classes.atoms() & classes.spoil(touched)
-
-
-def removable(
-    channels: Channels, known: Known, steps: Sequence[Step], prunable: int
-) -> tuple[Array, Array]:
-    """`[classes]`: what can go, and what of it must be folded as a constant.
-
-    Args:
-        channels: The program.
-        known: The facts of its values.
-        steps: Those that are needed.
-        prunable: How many of its arguments are parameters.
-    """
-    classes, units = channels.classes, units_of(channels, prunable)
-    bad, folded = np.zeros((2, classes.count), bool)
-    loose = np.zeros(classes.count, bool)  # ties of kernels: they go with channels
-    for step in steps:
-        for labels, fine, folds in consumed(channels, known, step):
-            bad[classes.of[labels[~fine]]] = True
-            folded[classes.of[labels[folds]]] = True
-        for own, fine, _ in ties(channels, known, step):
-            loose[classes.of[own[~fine]]] = True
-    removed = classes.close(units & ~classes.spoil(bad | loose))
-    if channels.loose:
-        removed = _with_channels(
-            channels, known, steps, units & ~classes.spoil(bad), removed
-        )
-    folded = classes.close(classes.spoil(folded) | _valued(channels, known, prunable))
-    for step in steps:
-        for own, _, data in ties(channels, known, step):
-            folded[classes.of[own[folded[classes.of[data]]]]] = True
-    return removed, removed & folded
-
-
-def _with_channels(
-    channels: Channels, known: Known, steps: Any, units: Array, removed: Array
-) -> Array:
-    """Features of kernels whose channels are gone go too."""
-    classes = channels.classes
-    bad = np.zeros(classes.count, bool)
-    for step in steps:
-        for own, fine, data in ties(channels, known, step):
-            bad[classes.of[own[~(fine | removed[classes.of[data]])]]] = True
-    return classes.close(units & ~classes.spoil(bad))
-
-
-def ties(
-    channels: Channels, known: Known, step: Step
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Of a loose kernel: labels, which of them are zero, the labels they belong to."""
-    if step not in channels.loose:
-        return
-    kernel, wires = channels.loose[step], channels.wires[step]
-    at = lambda end: channels.at[step.eqn.invars[end[0]]][end[1]]
-    facts = lambda end: known.along(step.eqn.invars[end[0]], end[1])
-    for pair in wires.contracted:
-        own, data = sorted(pair, key=lambda end: end[0] != kernel)
-        yield at(own), met(known, facts(own), facts(data))[0], at(data)
-    for axis, wire in enumerate(wires.outputs[0]):
-        if isinstance(wire, Same) and {i for i, _ in wire.sources} == {kernel}:
-            (end,) = wire.sources
-            made = channels.at[step.eqn.outvars[0]][axis]
-            yield at(end), facts(end) == ZERO, made
-
-
-def known_of(channels: Channels, facts: Sequence[tuple[Array, ...]]) -> Known:
-    """The facts of all values, from the constants that slices of the leaves are."""
-    table, inputs = Table(), channels.body.invars
-    given = []
-    for var, fact in zip(inputs, facts, strict=False):
-        rank = len(var.aval.shape)
-        axes = tuple(table.constants(f) if len(f) > 1 else None for f in fact[:rank])
-        zero = any((f == 0).all() for f in fact)
-        fixed = any((~np.isinf(f)).all() for f in fact)
-        given.append(Fact(axes, ZERO if zero else FIXED if fixed else UNKNOWN))
-    blank = [Fact((None,) * len(v.aval.shape)) for v in inputs[len(facts) :]]
-    return Known(channels, [*given, *blank], fact_of, table)
-
-
-def needed(channels: Channels, known: Known) -> tuple[list[Step], set[Any]]:
-    """The steps that are evaluated, and the values that they read.
-
-    What is one constant is not computed. Steps inside calls and loops are needed with
-    them.
-    """
-    gone = {v for v, f in known.of.items() if known.table.is_number(f.whole)}
-    wanted = {v for v in channels.body.outvars if not is_literal(v)} - gone
-    steps: list[Step] = []
-    for step in reversed(channels.body.steps):
-        if wanted.intersection(step.eqn.outvars):
-            wanted.update(v for v in step.reads if v not in gone)
-            steps.append(step)
-            steps.extend(s for b in step.bodies for s in b.walk())
-    return steps, wanted
-
-
-def consumed(
-    channels: Channels, known: Known, step: Step
-) -> Iterator[tuple[Array, Array, Array]]:
-    """For each axis that a step consumes: labels, what may go, what must be folded."""
-    wires = channels.wires.get(step)
-    if wires is None:
-        return
-    at = lambda end: channels.at[step.eqn.invars[end[0]]][end[1]]
-    facts = lambda end: known.along(step.eqn.invars[end[0]], end[1])
-    for pair in wires.contracted:
-        zero, both = met(known, *map(facts, pair))
-        alone = channels.is_outermost(step) and all(
-            channels.is_pinned(at(other[0])) for other in wires.contracted
-            if other is not pair
-        )  # fmt: skip
-        data = pair[0] if channels.loose.get(step) != pair[0][0] else pair[1]
-        yield at(data), zero | (both & alone), both & ~zero
-    for end in wires.reduced:
-        if is_literal(step.eqn.invars[end[0]]):
-            continue
-        alone = all(channels.is_pinned(at(o)) for o in wires.reduced if o != end)
-        fine = _countable(known.table, facts(end)) if alone else facts(end) == ZERO
-        yield at(end), fine, np.zeros_like(fine)
-    if step.name == "conv_general_dilated" and not wires.contracted:
-        yield from _grouped(channels, known, step)
-
-
-def _valued(channels: Channels, known: Known, prunable: int) -> Array:
-    """`[classes]`: those of which parameters make a constant that is not zero."""
-    found = np.zeros(channels.classes.count, bool)
-    for var in channels.body.invars[:prunable]:
-        for labels, facts in zip(channels.at[var], known.of[var].axes, strict=True):
-            if facts is not None:
-                held = known.table.is_constant(facts) & (facts != ZERO)
-                found[channels.classes.of[labels[held]]] = True
-    return found
-
-
-def met(known: Known, one: Array, two: Array) -> tuple[Array, Array]:
-    """Of two contracted axes: where a side is zero, and where both are fixed."""
-    fixed = known.table.is_fixed
-    return (one == ZERO) | (two == ZERO), fixed(one) & fixed(two)
-
-
-def _countable(table: Table, facts: Array) -> Array:
-    """Constants, and of the other kinds of slices the most frequent one."""
-    fine = table.is_constant(facts)
-    others = facts[~table.is_fixed(facts) & (facts > FIXED)]
-    if others.size:
-        kinds, counts = np.unique(others, return_counts=True)
-        fine = fine | (facts == kinds[counts.argmax()])
-    return fine
-
-
-def _grouped(channels: Channels, known: Known, step: Step) -> Iterator[Any]:
-    """Inside the groups of a convolution channels are summed."""
-    numbers, p = step.eqn.params["dimension_numbers"], step.eqn.params
-    lhs, rhs = step.eqn.invars[:2]
-    if p["batch_group_count"] > 1 or rhs.aval.shape[numbers.rhs_spec[1]] == 1:
-        return
-    inner = known.along(rhs, numbers.rhs_spec[1])
-    features = known.along(lhs, numbers.lhs_spec[1]).reshape(-1, len(inner))
-    fine = (inner == ZERO) | (features == ZERO).all(0)
-    yield channels.at[rhs][numbers.rhs_spec[1]], fine, np.zeros_like(fine)
-
-
-# --- leaves ---------------------------------------------------------------------------
+    def _numbers(self, leaf: int, alive: Array) -> Array | None:
+        """The entries of a vector in units that the mask has cut off."""
+        x = self.leaves[leaf]
+        if np.ndim(x) != 1 or not _is_real(x):
+            return None
+        silent = self.silent[self.axes[leaf][0]] & alive
+        return np.where(silent, np.asarray(x).astype(np.float64), np.nan)
 
 
 def _is_real(x: Any) -> bool:
@@ -332,7 +191,7 @@ def _along(mask: Array | None, axis: int, size: int) -> Array:
     """Which slices have an entry that is alive."""
     if mask is None:
         return np.ones(size, bool)
-    return np.asarray(mask.any(tuple(d for d in range(mask.ndim) if d != axis)))
+    return np.atleast_1d(mask.any(tuple(d for d in range(mask.ndim) if d != axis)))
 
 
 def _cleared(
@@ -342,9 +201,9 @@ def _cleared(
     if mask is None:
         return mask
     left = mask
-    for place, of in enumerate(axes):
-        gone = dead[of] & alive[place]
+    for axis, of in enumerate(axes):
+        gone = dead[of] & alive[axis]
         if gone.any():
             left = left.copy() if left is mask else left
-            left[(slice(None),) * place + (gone,)] = False
+            left[(slice(None),) * axis + (gone,)] = False
     return left

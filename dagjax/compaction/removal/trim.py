@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import source_of
+from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.compact import settled
 
 
@@ -35,16 +35,31 @@ def trim(net: Any, mask: Any) -> Any:
         >>> dj.trim(dag, mask)["Dense"]["kernel"][0]     # nothing reads unit 0
         Array([False,  True,  True,  True], dtype=bool)
     """
-    source = source_of(net)
+    source, before = source_of(net), None
+    while before is None or _count(mask) < before:
+        before, mask = _count(mask), _without_dead(net, mask, source)
+    return mask
+
+
+def _count(mask: Any) -> int | float:
+    """The kept entries; a mask with holes holds more than any other."""
+    leaves = jax.tree.leaves(mask, is_leaf=lambda x: x is None)
+    holes = any(m is None for m in leaves)
+    return np.inf if holes else sum(int(np.sum(m)) for m in leaves)
+
+
+def _without_dead(net: Any, mask: Any, source: Source) -> Any:
+    """One pass: the mask without the entries that it has made dead."""
     leaves, _, live = settled(net, mask, source)
     count = len(jax.tree.leaves(net.params))
     dead = live.removed & ~live.folded
-    ends = source.body.invars[:count]
     new = []
-    for place, (x, var) in enumerate(zip(leaves, ends, strict=False)):
-        alive = live.live[place]
+    for leaf, (x, var) in enumerate(
+        zip(leaves, source.body.invars[:count], strict=False)
+    ):
+        alive = live.live[leaf]
         alive = np.ones(np.shape(x), bool) if alive is None else alive
-        alive = alive & (place not in live.unread)
+        alive = alive & (leaf not in live.unread)
         for axis, of in enumerate(source.channels.classes_at(var)):
             shape = [-1 if d == axis else 1 for d in range(alive.ndim)]
             alive = alive & ~dead[of].reshape(shape)

@@ -11,9 +11,9 @@ import numpy as np
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.traced_network import Source
 from dagjax.compaction.removal.compacted import Small
-from dagjax.compaction.removal.evaluate import Evaluator, take
-from dagjax.compaction.removal.folding import values_in
+from dagjax.compaction.removal.evaluate import CutEvaluation, take
 from dagjax.compaction.removal.index import Index
+from dagjax.jaxprs.interpret import evaluate
 from dagjax.jaxprs.program import is_literal
 
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-4}  # of the largest value; others 2e-2
@@ -84,14 +84,14 @@ def _size(x: np.ndarray) -> float:
 
 
 def _first(
-    source: Source, evaluator: Evaluator, small: Small, masked: list[Any], xs: Any
+    source: Source, evaluator: CutEvaluation, small: Small, masked: list[Any], xs: Any
 ) -> str:
     """The first value that differs, in words."""
     inputs = jax.tree.leaves(xs)
-    full = values_in(source.body, [*masked, *inputs])
+    full = evaluate(source.body, [*masked, *inputs])
     held = jax.tree.leaves((small.params, small.state["user"]))
     left = evaluator.values(*held, *inputs, added=small.state["folded"])
-    for step in source.body.steps:
+    for step in source.body.equations:
         for var in step.eqn.outvars:
             if var not in left or is_literal(var):
                 continue

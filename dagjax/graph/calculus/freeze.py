@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from dagjax.jaxprs.flatten import called
 from dagjax.jaxprs.primitives import primitives_with
+from dagjax.jaxprs.program import called
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.jaxprs.flatten import Equation
 from dagjax.jaxprs.primitives import is_sum
+from dagjax.jaxprs.program import Equation
 
 
 class Choice(NamedTuple):

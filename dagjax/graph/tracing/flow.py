@@ -8,16 +8,16 @@ from typing import Any
 
 from jax.extend import core
 
-from dagjax.jaxprs.flatten import Equation, Flat
+from dagjax.jaxprs.program import Equation, Program
 
-Value = Any  # a variable of the flat program
+Value = Any  # a variable of the program
 
 
 class Flow:
-    """The data that flows through a flat program.
+    """The data that flows through a program.
 
     Args:
-        flat: The program.
+        program: The program.
         inputs: Variables that hold data; all others are parameters, state and keys.
         leaves: Variables of parameters, state, keys and constants.
         outputs: Variables of the result, without the new state.
@@ -27,20 +27,20 @@ class Flow:
 
     def __init__(
         self,
-        flat: Flat,
+        program: Program,
         inputs: Iterable[Value],
         leaves: Iterable[Value],
         outputs: Iterable[Value],
     ):
-        self.flat, self.inputs = flat, tuple(inputs)
+        self.program, self.inputs = program, tuple(inputs)
         self.leaves, self._outputs = frozenset(leaves), tuple(outputs)
         self.maker: dict[Value, Equation] = {}
         self.place: dict[Equation, int] = {}
         self.operands: dict[Equation, tuple[Value, ...]] = {}
         data = set(self.inputs)
-        self.rank: dict[Value, int] = {v: i for i, v in enumerate(flat.invars)}
+        self.rank: dict[Value, int] = {v: i for i, v in enumerate(program.invars)}
         self.tainted = set(self.leaves)  # made of parameters, but not of data
-        for place, equation in enumerate(flat.equations):
+        for place, equation in enumerate(program.equations):
             self.place[equation] = place
             reads = equation.reads
             operands = tuple(dict.fromkeys(v for v in reads if v in data))

@@ -14,8 +14,8 @@ from jax.extend import core
 
 from dagjax.graph.tracing.cut import Cut, Piece
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.jaxprs.flatten import Equation
 from dagjax.jaxprs.primitives import is_light
+from dagjax.jaxprs.program import Equation
 
 # What a primitive is called in a network.
 _WORDS = {

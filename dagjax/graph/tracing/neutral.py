@@ -13,7 +13,7 @@ from jax.extend import core
 from dagjax.graph.core.merges import Port, any_on, is_on, lowest
 from dagjax.graph.tracing.cut import Join
 from dagjax.graph.tracing.flow import Value
-from dagjax.jaxprs.flatten import Equation
+from dagjax.jaxprs.program import Equation
 
 _LOWEST = frozenset(("max", "reduce_max"))
 _HIGHEST = frozenset(("min", "reduce_min"))

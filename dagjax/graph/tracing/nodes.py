@@ -17,8 +17,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.jaxprs.flatten import Equation
 from dagjax.jaxprs.primitives import MOVES, is_key, is_light, is_sum
+from dagjax.jaxprs.program import Equation
 
 _PRODUCTS = frozenset(("mul",))
 _EXTREMES = (frozenset(("max",)), frozenset(("min",)))

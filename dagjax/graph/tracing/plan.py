@@ -20,9 +20,9 @@ from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.graph.tracing.naming import Names, Unique, path_of
 from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.fingerprint import fingerprint
-from dagjax.jaxprs.flatten import Equation, Flat, flatten, program
 from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
 from dagjax.jaxprs.primitives import MOVES, is_key
+from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
 from dagjax.jaxprs.unroll import unrolled
 
 Granularity = str | Callable[[str], Hashable]
@@ -160,23 +160,25 @@ class Plan:
     def __init__(self, request: Request, known: Sequence[str] | None = None):
         closed, shapes = traced(request.fn, request.args)
         self.request = request
-        self.flat = flatten(unrolled(closed) if request.unroll else closed)
+        self.program = program_of(
+            unrolled(closed) if request.unroll else closed, through_remat=True
+        )
         self._codes: dict[str, Code] = {}
         self._merges: dict[str, Code] = {}
-        self._consts = dict(self.flat.consts)
-        self.flat.consts.update(dict.fromkeys(self.flat.consts))
+        self._consts = dict(self.program.consts)
+        self.program.consts.update(dict.fromkeys(self.program.consts))
         self.digests = [*map(_digest, self._consts.values())]
         self.result, self.new_state = _results(shapes, request.state)
         ends = len(jax.tree.leaves(self.result))
-        self.outvars = self.flat.outvars[:ends]
-        self.state_outvars = self.flat.outvars[ends:]
+        self.outvars = self.program.outvars[:ends]
+        self.state_outvars = self.program.outvars[ends:]
         places = dict(zip(self._consts, self.digests, strict=True))
-        self.slots = _slots(self.flat, request, places, known or self.digests)
+        self.slots = _slots(self.program, request, places, known or self.digests)
         self.own = {v: x for v, x in self._consts.items() if v not in self.slots}
-        self.inputs = [v for v in self.flat.invars if v not in self.slots]
+        self.inputs = [v for v in self.program.invars if v not in self.slots]
         held = [v for v, slot in self.slots.items() if slot.tree != "keys"]
         held += self.own
-        self.flow = Flow(self.flat, self.inputs, held, self.outvars)
+        self.flow = Flow(self.program, self.inputs, held, self.outvars)
         self._check()
         self.cut, self.names = _named(self, request.granularity)
         self.piece_of = {name: piece for piece, name in self.names.pieces.items()}
@@ -190,7 +192,7 @@ class Plan:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the program."""
-        return fingerprint(self.flat)
+        return fingerprint(self.program)
 
     @property
     def structure(self) -> dict[str, tuple[str, str, int | None]]:
@@ -204,7 +206,7 @@ class Plan:
     @functools.cached_property
     def key_places(self) -> list[int]:
         """Where the keys stand among the leaves of the inputs."""
-        inputs = self.flat.invars[-len(jax.tree.leaves(self.request.inputs)) :]
+        inputs = self.program.invars[-len(jax.tree.leaves(self.request.inputs)) :]
         return [i for i, v in enumerate(inputs) if v in self.slots]
 
     @functools.cached_property
@@ -255,7 +257,7 @@ class Plan:
         read = dict.fromkeys([v for e in work for v in e.reads] + known)
         leaves = [v for v in read if v in self.slots]
         own = [v for v in read if v in self.own]
-        closed = program(self.flat.jaxpr, work, [*values, *leaves, *own], [*ends])
+        closed = jaxpr_of(self.program.jaxpr, work, [*values, *leaves, *own], [*ends])
         slots = tuple(self.slots[v] for v in leaves)
         return Code(closed, slots, tuple(self.own[v] for v in own))
 
@@ -285,16 +287,16 @@ def _results(shapes: Any, state: Any) -> tuple[Any, Any]:
 
 
 def _slots(
-    flat: Flat, request: Request, consts: dict[Value, str], known: Sequence[str]
+    program: Program, request: Request, consts: dict[Value, str], known: Sequence[str]
 ) -> dict[Value, Slot]:
     """Where each leaf is found: in the parameters, or in a part of the state."""
     slots: dict[Value, Slot] = {}
-    invars = iter(flat.invars)
+    invars = iter(program.invars)
     for name, tree in (("params", request.params), ("user", request.state)):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         for place, (path, _) in enumerate(leaves):
             slots[next(invars)] = Slot(name, place, path_of(path))
-    keys = [v for v in invars if _is_key(flat, v)]
+    keys = [v for v in invars if _is_key(program, v)]
     slots |= {v: Slot("keys", i, str(i)) for i, v in enumerate(keys)}
     for v, digest in consts.items():
         if digest in known:
@@ -308,11 +310,11 @@ def _digest(x: Any) -> str:
     return str(id(x)) if isinstance(x, jax.core.Tracer) else str(canonical(x))
 
 
-def _is_key(flat: Flat, value: Value) -> bool:
+def _is_key(program: Program, value: Value) -> bool:
     """Whether an argument is a random key, typed or of the older kind."""
     if is_key(value.aval):
         return True
-    users = {e.name for e in flat.equations if value in e.reads}
+    users = {e.name for e in program.equations if value in e.reads}
     return users == {"random_wrap"}
 
 
@@ -358,8 +360,8 @@ def _input_paths(plan: Plan) -> dict[Value, str]:
         for name, tree in zip(called, inputs, strict=True)
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    first = len(plan.flat.invars) - len(paths)
-    return dict(zip(plan.flat.invars[first:], paths, strict=True))
+    first = len(plan.program.invars) - len(paths)
+    return dict(zip(plan.program.invars[first:], paths, strict=True))
 
 
 def _argument_names(request: Request) -> list[str]:

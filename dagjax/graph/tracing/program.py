@@ -33,7 +33,7 @@ class Program:
         self.request, self.base = request, Plan(request)
         self.batch, self._mesh = _batch(request), current_mesh()
         self._plans = {self.batch: self.base}
-        self._shapes = tuple(str(v.aval) for v in self.base.flat.invars)
+        self._shapes = tuple(str(v.aval) for v in self.base.program.invars)
         self._hash = hash((self._shapes, self.base.fingerprint))
 
     @functools.cached_property
@@ -41,7 +41,7 @@ class Program:
         """What is compared; of a large function it takes a while, its hash does not."""
         return (
             self._shapes, canonical(self.request.fn), self.base.fingerprint,
-            rules(self.base.flat), jax.tree.structure(self.request.args),
+            rules(self.base.program), jax.tree.structure(self.request.args),
             canonical(self.request.granularity),
         )  # fmt: skip
 

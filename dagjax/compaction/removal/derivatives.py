@@ -1,0 +1,134 @@
+"""Derivative rules of calls, cut like the calls that they belong to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.compaction.channels.coupling import Channels
+from dagjax.compaction.channels.labels import Array
+from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table
+from dagjax.compaction.removal.propagation import Facts
+from dagjax.jaxprs.interpret import bind_whole
+from dagjax.jaxprs.program import program_of
+from dagjax.jaxprs.versions import shape_of
+
+Run = Callable[..., Any]
+
+
+class End(NamedTuple):
+    """An argument that is cut.
+
+    Args:
+        aval: Its shape before.
+        kept: Kept indices, axis by axis.
+        values: The constants that removed slices are, NaN elsewhere.
+    """
+
+    aval: Any
+    kept: tuple[Array | None, ...]
+    values: tuple[Array | None, ...]
+
+    def moving(self) -> End:
+        """Its tangent or cotangent: zero in what was removed."""
+        zero: list[Any] = [None] * len(self.kept)
+        for axis, places in enumerate(self.kept):
+            if places is not None:
+                zero[axis] = np.zeros(self.aval.shape[axis])
+                zero[axis][places] = np.nan
+        return self._replace(values=tuple(zero))
+
+
+def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
+    """A call with its rule for tangents.
+
+    Args:
+        eqn: The call as it was.
+        run: Its body, cut.
+        ins: What is cut of its arguments.
+        outs: What is cut of its results.
+    """
+    call = jax.custom_jvp(lambda *args: tuple(run(*args)))
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+
+    def push(*args: Any) -> Any:
+        primals, given = args[: len(ins)], iter(args[len(ins) :])
+        tangents = [
+            next(given) if i in moving else _still(x) for i, x in enumerate(primals)
+        ]
+        return jax.jvp(functools.partial(bind_whole, eqn), primals, tuple(tangents))
+
+    @call.defjvp
+    def _rule(primals: Any, tangents: Any) -> Any:
+        small = cut_like(push, [*ins, *(ins[i].moving() for i in moving)])
+        results = small(*primals, *(tangents[i] for i in moving))
+        return tuple(results[: len(outs)]), tuple(results[len(outs) :])
+
+    return call
+
+
+def backward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
+    """A call with its rule for cotangents, which runs the call again.
+
+    Args:
+        eqn: The call as it was.
+        run: Its body, cut.
+        ins: What is cut of its arguments.
+        outs: What is cut of its results.
+    """
+    call = jax.custom_vjp(lambda *args: tuple(run(*args)))
+    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+
+    def pull(*args: Any) -> Any:
+        primals, cotangents = args[: len(ins)], args[len(ins) :]
+        back = jax.vjp(functools.partial(bind_whole, eqn), *primals)[1]
+        gradients = back([*cotangents])
+        return [gradients[i] for i in moving]
+
+    def back(primals: Any, cotangents: Any) -> Any:
+        small = cut_like(pull, [*ins, *(end.moving() for end in outs)])
+        gradients = iter(small(*primals, *cotangents))
+        return tuple(
+            next(gradients) if i in moving else _still(x) for i, x in enumerate(primals)
+        )
+
+    call.defvjp(lambda *args: (call(*args), args), back)
+    return call
+
+
+def cut_like(fn: Run, ends: Sequence[End]) -> Run:
+    """A function where entries of its arguments are gone.
+
+    Args:
+        fn: A function of arrays.
+        ends: What is cut of its arguments.
+    """
+    from dagjax.compaction.removal.evaluate import CutEvaluation  # which calls this
+
+    body = program_of(jax.make_jaxpr(fn)(*(shape_of(end.aval) for end in ends)))
+    channels = Channels(body, len(body.invars), outputs=False)
+    keeps = {v: end.kept for v, end in zip(body.invars, ends, strict=True)}
+    removed, table = channels.removed(keeps), Table()
+    given = [Fact(tuple(_slices(table, v) for v in end.values)) for end in ends]
+    facts = Facts(channels, given, table)
+    return CutEvaluation(channels, channels.kept(removed), facts)
+
+
+def _slices(table: Table, values: Array | None) -> Array | None:
+    """Constants; of all other slices nothing is known."""
+    if values is None:
+        return None
+    return np.where(np.isnan(values), UNKNOWN, table.entries(values))
+
+
+def _is_inexact(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+
+
+def _still(x: Any) -> Any:
+    return np.zeros(jnp.shape(x), jax.dtypes.float0)
