@@ -15,7 +15,7 @@ from dagjax.compaction.channels.traced_network import Source, source_of
 from dagjax.compaction.removal.checks import refuse_random, refuse_training
 from dagjax.compaction.removal.compacted import Cutting, Small
 from dagjax.compaction.removal.evaluate import CutEvaluation
-from dagjax.compaction.removal.folding import constants, folds
+from dagjax.compaction.removal.folding import Recipe
 from dagjax.compaction.removal.index import Index, gather, gather_host
 from dagjax.compaction.removal.liveness import Liveness, liveness
 from dagjax.compaction.removal.verify import verify as check
@@ -49,6 +49,11 @@ def compact(
     """Cut out of a network what its mask makes dead, exactly.
 
         small(gather(theta), x) = net(where(mask, theta, 0), x)
+
+    What training could still change stays: an entry is cut if it is masked, if its
+    gradient is zero as long as the masked ones are, or if all that it moves is the
+    constant of a unit whose inputs are all masked (a kept bias). `net.folded_entries`
+    counts these last ones: keep an input of their unit to train them.
 
     Args:
         net: A DAG, or a network that was compacted before.
@@ -151,20 +156,33 @@ def _cut(
     channels = source.channels_of(coupled)
     kept = channels.kept(live.removed)
     keeps = tuple(kept(v) for v in source.body.invars[: len(leaves)])
-    folding = folds(channels, live.facts, kept)
-    full = masked(leaves, flat) if folding else leaves
-    folded = constants(channels, live.facts, kept, full, folding)
+    recipe = Recipe(channels, live.facts, kept, len(leaves))
+    folded = recipe(masked(leaves, flat) if recipe.folds else leaves)
     cutting = Cutting(
         jax.tree.structure(net), map(shape_of, jax.tree.leaves(net)), source.inputs,
-        keeps, live.given, len(folding), len(flat), coupled,
+        live.rounds, recipe.digest, len(flat), coupled,
+        _folded_entries(net.params, live, keeps),
     )  # fmt: skip
-    cutting.remember(source, CutEvaluation(channels, kept, live.facts, folding))
+    evaluation = CutEvaluation(channels, kept, live.facts, recipe.folds)
+    cutting.remember(source, evaluation)
     whole = len(jax.tree.leaves(net.params))
     gone = tuple(
         _none_of(k) if i in live.unread and i < whole else k
         for i, k in enumerate(keeps)
     )
     return cutting, folded, gone
+
+
+def _folded_entries(params: Any, live: Liveness, keeps: Any) -> dict[str, int]:
+    """`{parameter: removed entries that are alive}`: they only move a constant."""
+    counts: dict[str, int] = {}
+    for leaf, (name, x) in enumerate(named(params).items()):
+        alive = live.live[leaf]
+        alive = np.ones(np.shape(x), bool) if alive is None else alive
+        count = int(alive.sum()) - int(gather_host(alive, keeps[leaf]).sum())
+        if count and leaf not in live.unread:
+            counts[name] = count
+    return counts
 
 
 def _none_of(keep: Any) -> Any:

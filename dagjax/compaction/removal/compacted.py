@@ -12,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
-from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import Source, source_of
-from dagjax.compaction.removal.consumption import needed, removable
 from dagjax.compaction.removal.evaluate import CutEvaluation
-from dagjax.compaction.removal.folding import folds
-from dagjax.compaction.removal.liveness import facts_of
+from dagjax.compaction.removal.folding import Recipe
+from dagjax.compaction.removal.liveness import Round, replayed
 from dagjax.graph.core.dag import count_params
 from dagjax.jaxprs.versions import current_mesh, shape_of, tracing_for
-
-Keeps = tuple[tuple[Array | None, ...], ...]  # leaf by leaf, axis by axis
 
 
 class Cutting:
@@ -31,11 +27,11 @@ class Cutting:
         tree: The structure of the network's leaves.
         shapes: Their shapes before the cut.
         inputs: The shapes of its inputs.
-        keeps: Kept indices of each leaf's axes.
-        given: For each leaf and axis what its slices are (`liveness.Given`).
-        count: How many contractions had a constant folded into them.
+        rounds: How it was found what is dead; the last one says what was kept.
+        recipe: How the constants that were folded are computed, a digest.
         prunable: How many leaves are parameters.
         coupled: Whether kernels were cut only with the channels of their values.
+        folded_entries: `{parameter: entries kept by the mask that became constants}`.
     """
 
     def __init__(
@@ -43,20 +39,21 @@ class Cutting:
         tree: Any,
         shapes: Any,
         inputs: Any,
-        keeps: Keeps,
-        given: Any,
-        count: int,
+        rounds: tuple[Round, ...],
+        recipe: str,
         prunable: int,
         coupled: bool,
+        folded_entries: dict[str, int],
     ):
+        self.folded_entries = folded_entries
         self.prunable, self.coupled = prunable, coupled
         self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
-        self.keeps, self.given, self.count = keeps, given, count
+        self.rounds, self.recipe = rounds, recipe
         self._plans: dict[Any, tuple[Source, CutEvaluation]] = {}
         self._mesh = current_mesh()
         self.key = (
-            tree, tuple(map(str, self.shapes)), str(inputs), count, prunable, coupled,
-            _digest(keeps), _digest(given),
+            tree, tuple(map(str, self.shapes)), str(inputs), recipe, prunable, coupled,
+            *((_digest(r.given), _digest(r.keeps), r.unread) for r in rounds),
         )  # fmt: skip
         self._hash = hash(self.key)
 
@@ -80,23 +77,22 @@ class Cutting:
 
     def _again(self, source: Source) -> None:
         """The same cut in the program of other shapes."""
-        channels, ends = source.channels_of(self.coupled), source.body.invars
-        facts = facts_of(channels, self.given)
-        equations, _ = needed(channels, facts)
-        removed, _ = removable(channels, facts, equations, self.prunable)
-        kept = channels.kept(removed)
-        if not all(map(_same, map(kept, ends), self.keeps)):
+        channels = source.channels_of(self.coupled)
+        replay = replayed(channels, self.rounds, self.prunable)
+        if replay is None:
             raise CompactionError(
                 "the program has other channels at these shapes than where it was cut; "
                 "compact the network again with inputs of these shapes"
             )
-        folded = folds(channels, facts, kept)
-        if len(folded) != self.count:
+        facts, removed = replay
+        kept = channels.kept(removed)
+        recipe = Recipe(channels, facts, kept, len(self.shapes))
+        if recipe.digest != self.recipe:
             raise CompactionError(
-                f"{len(folded)} constants are to be folded at these shapes, "
-                f"{self.count} where the network was cut; compact it at these shapes"
+                "constants of removed units were folded that depend on the shapes of "
+                "the inputs; compact the network again with inputs of these shapes"
             )
-        self.remember(source, CutEvaluation(channels, kept, facts, folded))
+        self.remember(source, CutEvaluation(channels, kept, facts, recipe.folds))
 
     def remember(self, source: Source, evaluator: CutEvaluation) -> None:
         """Keep the plan for the shapes of a program."""
@@ -168,6 +164,11 @@ class Small:
         """Shapes of inputs that it takes."""
         return self.cutting.inputs
 
+    @property
+    def folded_entries(self) -> dict[str, int]:
+        """`{parameter: entries that the mask kept, but that only move a constant}`."""
+        return dict(self.cutting.folded_entries)
+
     def replace(self, **changes: Any) -> Small:
         """A copy with other fields: `small.replace(params=params)`."""
         return dataclasses.replace(self, **changes)
@@ -177,15 +178,9 @@ class Small:
             int(np.prod(s.shape))
             for s in self.cutting.shapes[: len(jax.tree.leaves(self.params))]
         )
-        return f"Small({count_params(self.params):,} of {before:,} parameters)"
-
-
-def _same(one: Any, two: Any) -> bool:
-    """Whether the same indices are kept of all axes."""
-    return all(
-        a is b or (a is not None and b is not None and np.array_equal(a, b))
-        for a, b in zip(one, two, strict=True)
-    )
+        folded = sum(self.folded_entries.values())
+        more = f", {folded:,} kept entries folded into constants" if folded else ""
+        return f"Small({count_params(self.params):,} of {before:,} parameters{more})"
 
 
 def _digest(arrays: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,61 +55,69 @@ def added(
     return (), np.zeros(0, int)
 
 
-def constants(
-    channels: Channels,
-    facts: Facts,
-    kept: Kept,
-    leaves: Sequence[Any],
-    equations: Sequence[Equation],
-) -> list[Any]:
-    """What the removed slices add to contractions.
+class Recipe:
+    """How the constants of some contractions are computed, from as little as possible.
 
-    Only what they are made of is evaluated, in one compiled program: back to leaves,
-    and to values of which the facts say all that is used, which hold numbers where
-    these are known and anything elsewhere. No loop is run, since what leaves a loop is
-    known by numbers or not at all.
+    The backward slice of the contractions ends at leaves, and at values of which the
+    facts say all that is used: they are filled with the numbers that are known, and
+    with anything elsewhere. No loop is run, since what leaves a loop is known by
+    numbers or not at all.
 
     Args:
         channels: The program.
         facts: The facts of its values.
         kept: `value -> kept indices`.
-        leaves: The masked leaves of the network.
-        equations: The contractions.
+        leaves: How many of its arguments are leaves of the network.
     """
-    if not equations:
-        return []
-    body, ends = channels.body, [v for e in equations for v in e.reads]
-    stops = {v for v in facts.of if v not in body.consts and _says_all(facts, v)} - {
-        *body.invars[: len(leaves)]
-    }
-    cone = backward_slice(body.equations, ends, stops)
-    given = {v: x for v, x in zip(body.invars, leaves, strict=False)} | body.consts
-    reads = dict.fromkeys(itertools.chain(*(e.reads for e in cone), ends))
-    computed = {v for e in cone for v in e.eqn.outvars}
-    inputs = [v for v in reads if v not in computed]
-    values = [given[v] if v in given else _filled(facts, v) for v in inputs]
-    compute = _compute(channels, facts, kept, equations, cone, inputs)
-    return [*map(_thin, jax.jit(compute)(values))]
 
+    def __init__(self, channels: Channels, facts: Facts, kept: Kept, leaves: int):
+        self.channels, self.facts, self.kept = channels, facts, kept
+        self.folds = folds(channels, facts, kept)
+        body, ends = channels.body, [v for e in self.folds for v in e.reads]
+        self.given = {*body.invars[:leaves], *body.consts}
+        stops = {v for v in facts.of if v not in self.given and _says_all(facts, v)}
+        self.equations = backward_slice(body.equations, ends, stops)
+        computed = {v for e in self.equations for v in e.eqn.outvars}
+        reads = itertools.chain(*(e.reads for e in self.equations), ends)
+        self.inputs = [v for v in dict.fromkeys(reads) if v not in computed]
 
-def _compute(
-    channels: Channels,
-    facts: Facts,
-    kept: Kept,
-    equations: Sequence[Equation],
-    cone: Sequence[Equation],
-    inputs: Sequence[Any],
-) -> Callable[[list[Any]], list[Any]]:
-    """A function of the inputs of a cone: the constants of some equations."""
-    pattern = channels.body.jaxpr
-    program = Program(tuple(cone), tuple(inputs), (), {}, pattern)
+    def __call__(self, leaves: Sequence[Any]) -> list[Any]:
+        """The constants, in one compiled program.
 
-    def run(values: list[Any]) -> list[Any]:
+        Args:
+            leaves: The masked leaves of the network.
+        """
+        body = self.channels.body
+        given = dict(zip(body.invars, leaves, strict=False)) | body.consts
+        fill = lambda v: given[v] if v in self.given else _filled(self.facts, v)
+        values = [fill(v) for v in self.inputs]
+        return [*map(_thin, jax.jit(self._compute)(values))] if self.folds else []
+
+    def _compute(self, values: list[Any]) -> list[Any]:
+        equations, inputs = tuple(self.equations), tuple(self.inputs)
         env: dict[Any, Any] = {}
+        program = Program(equations, inputs, (), {}, self.channels.body.jaxpr)
         Evaluation().run(program, values, env)
-        return [_constant(channels, facts, kept, e, env) for e in equations]
+        return [
+            _constant(self.channels, self.facts, self.kept, equation, env)
+            for equation in self.folds
+        ]
 
-    return run
+    @functools.cached_property
+    def digest(self) -> str:
+        """Equal where the same numbers are computed in the same way, at any shapes."""
+        number = lambda x: np.asarray(x).tolist()
+        lines: list[Any] = [len(self.folds)]
+        for e in self.equations:
+            size = e.eqn.params["shape"] if e.name == "iota" else ()
+            literals = [number(a.val) for a in e.eqn.invars if is_literal(a)]
+            lines.append((e.name, size, literals))
+        for v in self.inputs:
+            if v in self.channels.body.consts:
+                lines.append(number(self.channels.body.consts[v]))
+            elif v not in self.given:
+                lines.append(_numbers_in(self.facts, v))
+        return hashlib.blake2b(repr(lines).encode(), digest_size=16).hexdigest()
 
 
 def _constant(
@@ -135,6 +145,15 @@ def _says_all(facts: Facts, var: Any) -> bool:
     table, (axes, whole) = facts.table, facts.of[var]
     known = [np.array(whole), *(a for a in axes if a is not None)]
     return all(np.all(table.is_number(a) | ~table.is_fixed(a)) for a in known)
+
+
+def _numbers_in(facts: Facts, var: Any) -> list[float]:
+    """The numbers that slices of a value are."""
+    axes, whole = facts.of[var]
+    known = [np.array([whole]), *(a for a in axes if a is not None)]
+    return sorted({
+        float(v) for a in known for v in facts.table.values(np.unique(a)) if v == v
+    })  # fmt: skip
 
 
 def _filled(facts: Facts, var: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,20 @@ from dagjax.compaction.removal.propagation import Facts
 Given = tuple[Array, ...]
 
 
+class Round(NamedTuple):
+    """A round of the search for what is dead.
+
+    Args:
+        given: For each leaf and axis what its slices are.
+        keeps: For each leaf and axis the indices that it leaves.
+        unread: Indices of leaves that nothing needs.
+    """
+
+    given: tuple[Given, ...]
+    keeps: tuple[tuple[Array | None, ...], ...]
+    unread: frozenset[int]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Liveness:
     """What can go.
@@ -38,7 +52,7 @@ class Liveness:
     Args:
         removed: `[classes]`.
         folded: `[classes]`, those of them that leave a constant: constant units.
-        given: For each leaf and axis what its slices are.
+        rounds: How this was found, in the order in which entries died.
         facts: The facts of all values.
         unread: Indices of leaves that nothing needs.
         live: For each leaf which entries are alive, None where all are.
@@ -46,7 +60,7 @@ class Liveness:
 
     removed: Array
     folded: Array
-    given: list[Given]
+    rounds: tuple[Round, ...]
     facts: Facts
     unread: frozenset[int]
     live: list[Array | None]
@@ -67,6 +81,43 @@ def liveness(
     if (search.silent & search.units & ~dead.removed).any():
         dead = search.fixpoint(constants=True)
     return dead
+
+
+def replayed(
+    channels: Channels, rounds: Sequence[Round], prunable: int
+) -> tuple[Facts, Array] | None:
+    """The facts and the removed classes of the same search at other shapes.
+
+    An entry may be dead because of the shapes (an index that a slice leaves out): what
+    died in a round must die in the same one here.
+
+    Args:
+        channels: The program at other shapes of its inputs.
+        rounds: Those of the search.
+        prunable: How many of its arguments are parameters.
+
+    Returns:
+        None if something else is removed at these shapes.
+    """
+    facts, removed = None, np.zeros(channels.classes.count, bool)
+    for number, (given, keeps, unread) in enumerate(rounds, 1):
+        facts = facts_of(channels, given)
+        equations, reads = needed(channels, facts)
+        removed, folded = removable(channels, facts, equations, prunable)
+        dead = removed & ~folded if number < len(rounds) else removed
+        kept = map(channels.kept(dead), channels.body.invars)
+        read = any(channels.body.invars[leaf] in reads for leaf in unread)
+        if read or not all(map(_same, kept, keeps)):
+            return None
+    return None if facts is None else (facts, removed)
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether the same indices are kept of all axes."""
+    return all(
+        a is b or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(one, two, strict=True)
+    )
 
 
 def facts_of(channels: Channels, given: Sequence[Given]) -> Facts:
@@ -115,20 +166,30 @@ class _Search:
                 looked at.
         """
         live = [None if m is None else np.asarray(m) for m in self.masks]
+        rounds: list[Round] = []
         while True:
             alive = [
                 [_along(m, d, n) for d, n in enumerate(np.shape(x) or (1,))]
                 for m, x in zip(live, self.leaves, strict=True)
             ]
-            result = self._round(live, alive, constants)
+            result, given = self._round(live, alive, constants)
             dead = result.removed & ~result.folded
             rows = zip(live, self.axes, alive, strict=True)
             left = [_cleared(m, axes, slices, dead) for m, axes, slices in rows]
-            if all(a is b for a, b in zip(live, left, strict=True)):
-                return result
+            settled = all(a is b for a, b in zip(live, left, strict=True))
+            keeps = self._keeps(result.removed if settled else dead)
+            rounds.append(Round(given, keeps, result.unread))
+            if settled:
+                return dataclasses.replace(result, rounds=tuple(rounds))
             live = left
 
-    def _round(self, live: list[Any], alive: list[Any], constants: bool) -> Liveness:
+    def _keeps(self, removed: Array) -> tuple[Any, ...]:
+        inputs = self.channels.body.invars[: len(self.leaves)]
+        return tuple(map(self.channels.kept(removed), inputs))
+
+    def _round(
+        self, live: list[Any], alive: list[Any], constants: bool
+    ) -> tuple[Liveness, tuple[Given, ...]]:
         """The removable set of one state of the masks, a greatest fixpoint.
 
         At first all parameters count as leaving with their unit. Those that turn out to
@@ -140,10 +201,10 @@ class _Search:
                 self.silent[of[~any_alive]] = True
         removed = np.ones(self.classes.count, bool)
         while True:
-            given = [
+            given = tuple(
                 self._given(leaf, slices, removed, constants)
                 for leaf, slices in enumerate(alive)
-            ]
+            )
             facts = facts_of(self.channels, given)
             equations, reads = needed(self.channels, facts)
             less, folded = removable(self.channels, facts, equations, self.prunable)
@@ -153,7 +214,7 @@ class _Search:
             removed = less
         inputs = self.channels.body.invars[: len(self.leaves)]
         unread = frozenset(i for i, v in enumerate(inputs) if v not in reads)
-        return Liveness(removed, removed & folded, given, facts, unread, live)
+        return Liveness(removed, removed & folded, (), facts, unread, live), given
 
     def _given(self, leaf: int, alive: Any, removed: Array, constants: bool) -> Given:
         """What slices of a leaf are while the parameters that stay are trained."""
