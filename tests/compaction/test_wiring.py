@@ -5,6 +5,7 @@ operand, with zeros in its place in the others, and sees which entries of the ou
 move; it counts what can be cut; and it cuts, and compares what is left.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -13,10 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend import core
+from jax.interpreters import mlir
 
-from dagjax.compaction.channels import wiring
+import dagjax as dj
 from dagjax.compaction.channels.coupling import Channels
+from dagjax.compaction.channels.wires import RULES, Joined, Product, Same, Wiring
+from dagjax.compaction.channels.wiring import register_primitive, wiring
 from dagjax.compaction.removal.derivatives import End, cut_like
+from dagjax.jaxprs.primitives import PRIMITIVES, Primitive
 from dagjax.jaxprs.program import is_literal, program_of
 
 
@@ -248,8 +254,8 @@ CASES = {
         lambda x, i: lax.dynamic_slice(x, (0, i), (2, 2)), (2, 5), jnp.int32(1), atoms=2
     ),
     "dynamic update": case(put, (4, 3), (2, 3), atoms=3),
-    "embedding": case(looked_up, (3, 5), IDS, atoms=5),
-    "take along": case(rows, (3, 4), COLUMNS, atoms=0),
+    "embedding": case(looked_up, (3, 5), IDS, atoms=9),
+    "take along": case(rows, (3, 4), COLUMNS, atoms=5),
     # Reductions read an axis, others pass.
     "sum": case(lambda x: x.sum(1), (2, 3, 4), atoms=9, summed=[(0, 1)]),
     "max": case(lambda x: x.max(-1), (2, 3), atoms=5, summed=[(0, 1)]),
@@ -312,8 +318,35 @@ CASES = {
     "custom_vjp": case(clipped, (2, 3), (2, 3), atoms=5),
     "remat": case(jax.checkpoint(lambda x, w: jnp.sin(x @ w)), (2, 3), (3, 4), atoms=9),
     "jit": case(jax.jit(lambda x, w: jnp.sin(x @ w)), (2, 3), (3, 4), atoms=9),
+    # Indexing with windows.
+    "fft": case(lambda x: jnp.abs(jnp.fft.fft(x)), (3, 4), atoms=3),
+    "fft inside": case(lambda x: jnp.abs(jnp.fft.fft(x, axis=1)), (2, 4, 3), atoms=5),
+    "segment sum": case(
+        lambda x: jax.ops.segment_sum(x, jnp.array([0, 1, 1, 3]), 4), (4, 3), atoms=3
+    ),
+    "scatter": case(lambda x, y: x.at[:, 1].set(y), (2, 4, 3), (2, 3), atoms=5),
+    "scatter max": case(lambda x, y: x.at[IDS].max(y), (3, 4), (4, 4), atoms=4),
+    "scatter min": case(lambda x, y: x.at[IDS].min(y), (3, 4), (4, 4), atoms=4),
+    "scatter mul": case(lambda x, y: x.at[IDS].mul(y), (3, 4), (4, 4), atoms=4),
+    "permuted": case(lambda x: x[:, np.array([2, 0, 1])], (2, 3), atoms=5),
+    "picked": case(lambda x: x[:, np.array([3, 1])], (2, 4), atoms=6),
+    "window by example": case(
+        lambda x, i: jax.vmap(lambda a, j: lax.dynamic_slice_in_dim(a, j, 2, 0))(x, i),
+        (2, 5, 3),
+        jnp.array([1, 3]),
+        atoms=5,
+    ),
+    "row by example": case(
+        lambda t, i: jax.vmap(lambda j: t[j])(i), (4, 3), IDS, atoms=7
+    ),
+    "experts": case(
+        lambda x, w: lax.ragged_dot(x, w, jnp.array([1, 3], jnp.int32)),
+        (4, 3),
+        (2, 3, 5),
+        atoms=8,
+    ),
     # Without a rule all is pinned.
-    "fft": case(lambda x: jnp.abs(jnp.fft.fft(x)), (3, 4), atoms=0),
+    "qr": case(lambda x: jnp.linalg.qr(x)[0], (2, 4, 3), atoms=0),
     "solve": case(jnp.linalg.cholesky, (2, 3, 3), atoms=0),
 }
 
@@ -462,13 +495,37 @@ def restored(x, keep, like):
 
 def test_every_rule_is_met():
     met = {step.name for name in CASES for step in program(name).body.walk()}
-    rare = {"reduce_xor"}  # nothing public binds it but lax.reduce
+    rare = {"reduce_xor", "scatter_add", "scatter_mul"}  # or what jax calls them
+    rare |= {"scatter-sub"} if "scatter-sub" not in met else set()
     if jax.__version_info__ < (0, 12):  # made of others before
         rare |= {"stack", "unstack", "tile"}
-    assert {*wiring._RULES} - met <= rare
-    assert {"scan", "while", "cond", "fft", "cholesky"} <= met
+    assert {*RULES} - met <= rare
+    assert {"scan", "while", "cond", "qr", "cholesky"} <= met
     assert {"custom_jvp_call", "custom_vjp_call"} <= met
     assert met & {"remat2", "checkpoint", "remat"}
+
+
+def test_every_parameter_is_considered():
+    """Of each primitive: a parameter that its rule does not name pins the equation."""
+    for name in CASES:
+        for equation in program(name).body.walk():
+            rule = RULES.get(equation.name)
+            if rule is not None:
+                assert rule.parameters.issuperset(equation.eqn.params), equation.name
+
+
+@pytest.mark.parametrize("name", ["reshape", "concatenate", "dot_general", "gather"])
+def test_a_new_parameter_pins(name):
+    (eqn,) = {
+        equation.name: equation.eqn
+        for case in CASES
+        for equation in program(case).body.walk()
+        if equation.name == name
+    }.values()
+    assert wiring(eqn).known
+    more = eqn.replace(params={**eqn.params, "of_a_later_version": 1})
+    assert not wiring(more).known
+    assert not any(isinstance(w, Same) for axes in wiring(more).outputs for w in axes)
 
 
 # --- mutants --------------------------------------------------------------------------
@@ -476,31 +533,78 @@ def test_every_rule_is_met():
 
 def swapped(eqn):
     """The parts of a concatenation in the wrong order."""
-    made = RIGHT["concatenate"](eqn)
-    turn = lambda w: wiring.Joined(w.parts[::-1]) if isinstance(w, wiring.Joined) else w
-    return wiring.dataclasses.replace(made, outputs=(tuple(map(turn, *made.outputs)),))
+    right = RIGHT["concatenate"].wiring(eqn, None)
+    turn = lambda w: Joined(w.parts[::-1]) if isinstance(w, Joined) else w
+    return dataclasses.replace(right, outputs=(tuple(map(turn, *right.outputs)),))
 
 
 def exchanged(eqn):
     """Features in groups as `I x G` for `G x I`."""
-    made = RIGHT["conv_general_dilated"](eqn)
-    turned = tuple(
-        wiring.Product(flat, factors[::-1]) for flat, factors in made.products
-    )
-    return wiring.dataclasses.replace(made, products=turned)
+    right = RIGHT["conv_general_dilated"].wiring(eqn, None)
+    turned = tuple(Product(flat, factors[::-1]) for flat, factors in right.products)
+    return dataclasses.replace(right, products=turned)
 
 
-RIGHT = {**wiring._RULES}
+def unturned(eqn):
+    """A scatter whose windows lie the other way round in the updates."""
+    right = RIGHT["scatter-add"].wiring(eqn, None)
+    turn = lambda w: Joined(((0, w.sources[0][1], slice(None, None, -1)),))
+    wires = (turn(w) if isinstance(w, Same) else w for w in right.outputs[0])
+    return dataclasses.replace(right, outputs=(tuple(wires),))
+
+
+RIGHT = {**RULES}
 MUTANTS = {
     "concatenate read": ("concatenate", swapped),
     "conv groups": ("conv_general_dilated", exchanged),
     "depthwise twice": ("conv_general_dilated", exchanged),
+    "segment sum": ("scatter-add", unturned),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_move(monkeypatch, name):
     primitive, mutant = MUTANTS[name]
-    monkeypatch.setitem(wiring._RULES, primitive, mutant)
+    wrong = RIGHT[primitive]._replace(wiring=lambda eqn, _: mutant(eqn))
+    monkeypatch.setitem(RULES, primitive, wrong)
     fn, operands, *_ = CASES[name]
     assert stray(fn, operands, channels_of(fn, operands)) > 0
+
+
+# --- a primitive of one's own ---------------------------------------------------------
+
+
+def test_a_primitive_of_ones_own():
+    """Without a rule its channels are pinned; with one they are cut exactly."""
+    turned = core.Primitive("turned_by_a_user")
+    turned.def_impl(lambda x: jnp.sin(x)[..., ::-1])
+    turned.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(
+        turned, mlir.lower_fun(lambda x: jnp.sin(x)[..., ::-1], multiple_results=False)
+    )
+    fn = lambda p, x: turned.bind(x @ p["w"]) @ p["o"]
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params, x = {"w": draw(3, 6), "o": draw(6, 2)}, draw(4, 3)
+    before = dj.trace(fn, params, x)
+    assert not dj.units(before)
+
+    def wires(eqn):
+        (shape,) = (v.aval.shape for v in eqn.invars)
+        last = Joined(((0, len(shape) - 1, slice(None, None, -1)),))
+        rest = (Same(((0, a),)) for a in range(len(shape) - 1))
+        return Wiring(((*rest, last),))
+
+    with pytest.raises(ValueError, match="in the table already"):
+        register_primitive(Primitive("dot_general"))
+    register_primitive(Primitive("turned_by_a_user", "structural"), wires)
+    try:
+        net = dj.trace(lambda p, x: fn(p, x), params, x)
+        assert dj.units(net)
+        mask = dj.prune_units(net, "l2", density=0.5)
+        small = dj.compact(net, mask).net
+        assert small.params["w"].shape == (3, 3)
+        masked = jax.tree.map(lambda m, w: w * m, mask, params)
+        np.testing.assert_allclose(small(x), fn(masked, x), rtol=1e-5, atol=1e-6)
+    finally:
+        del RULES["turned_by_a_user"], PRIMITIVES["turned_by_a_user"]

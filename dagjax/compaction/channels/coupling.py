@@ -9,16 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dagjax.compaction.channels.labels import Array, Classes, Labels
-from dagjax.compaction.channels.wiring import (
-    NEW,
-    Joined,
-    New,
-    Pinned,
-    Ref,
-    Same,
-    Wiring,
-    wiring,
-)
+from dagjax.compaction.channels.wires import NEW, Joined, New, Pinned, Ref, Same, Wiring
+from dagjax.compaction.channels.wiring import wiring
+from dagjax.jaxprs.constants import Constants
 from dagjax.jaxprs.interpret import Abstract
 from dagjax.jaxprs.program import Equation, Program, is_literal
 
@@ -73,6 +66,7 @@ class Channels(Abstract[Axes]):
         self._of_parameters = {*body.invars[:free]}
         self.at = self.of
         self.wires: dict[Equation, Wiring] = {}
+        self._values = Constants()
         inputs = [self._fresh(var) for var in body.invars]
         for axes in inputs[free:]:
             self._pin(axes, Reason("an input"))
@@ -158,6 +152,7 @@ class Channels(Abstract[Axes]):
 
     def constant(self, var: Any, array: Any) -> Axes:
         """Labels of its own."""
+        self._values.hold(var, array)
         return self._fresh(var)
 
     def visit(self, equation: Equation, env: Any) -> Sequence[Axes]:
@@ -165,6 +160,7 @@ class Channels(Abstract[Axes]):
         reads = equation.reads
         if reads and self._of_parameters.issuperset(reads):
             self._of_parameters.update(equation.eqn.outvars)
+        self._values.note(equation)
         results = super().visit(equation, env)
         fits = lambda axes, var: len(axes) == len(var.aval.shape)
         return [
@@ -174,7 +170,7 @@ class Channels(Abstract[Axes]):
 
     def equation(self, equation: Equation, values: list[Axes]) -> list[Axes]:
         """Labels go where the wiring of the primitive says."""
-        wires = self.wires[equation] = wiring(equation.eqn)
+        wires = self.wires[equation] = wiring(equation.eqn, self._values.of)
         kernel = self._kernel(equation, wires)
         results = [
             tuple(

@@ -17,7 +17,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.wiring import End, Same
+from dagjax.compaction.channels.wires import End, Same
 from dagjax.compaction.removal.facts import UNKNOWN, Table
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.program import Equation, backward_slice, is_literal
@@ -149,9 +149,8 @@ def may_fold(channels: Channels, equation: Equation, pair: tuple[End, End]) -> b
     """
     others = [p for p in channels.wires[equation].contracted if p is not pair]
     at = lambda end: channels.at[equation.eqn.invars[end[0]]][end[1]]
-    return channels.is_outermost(equation) and all(
-        channels.is_pinned(at(end)) for end, _ in others
-    )
+    plain = channels.is_outermost(equation) and len(equation.eqn.invars) == 2
+    return plain and all(channels.is_pinned(at(end)) for end, _ in others)
 
 
 def met(facts: Facts, one: Array, two: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from jax import lax
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.wiring import Joined, Same
+from dagjax.compaction.channels.wires import Joined, Same
 from dagjax.compaction.removal.derivatives import End, backward, forward
 from dagjax.compaction.removal.facts import UNKNOWN
 from dagjax.compaction.removal.propagation import REDUCTIONS, Facts
@@ -28,7 +28,7 @@ from dagjax.jaxprs.program import (
 )
 
 Kept = Callable[[Any], tuple[Array | None, ...]]
-_SLICES = ("slice", "split")
+_SLICES = ("slice", "split", "gather")
 _PASTES = ("concatenate", "stack")
 
 
@@ -138,7 +138,7 @@ class CutEvaluation(Evaluation):
         if all(map(self.facts.is_constant, equation.eqn.outvars)):
             return [*map(self._recalled, equation.eqn.outvars)]
         rule = self._rules.get(equation.name)
-        if rule is None:
+        if rule is None or (equation.name == "gather" and not self._picks(equation)):
             return super().visit(equation, env)
         results = rule(equation, env)
         return results if isinstance(results, list) else [results]
@@ -189,12 +189,18 @@ class CutEvaluation(Evaluation):
         if equation.name == "reshape":
             return {"new_sizes": self.size(out)}
         if equation.name in ("gather", "dynamic_slice"):
-            kept = self.kept(equation.eqn.invars[0])
-            old = zip(p["slice_sizes"], kept, strict=True)
-            return {"slice_sizes": tuple(n if k is None else len(k) for n, k in old)}
+            whole, sizes = self._shapes(equation.eqn.invars[0]), p["slice_sizes"]
+            new = (
+                m if n == old else n for n, (old, m) in zip(sizes, whole, strict=True)
+            )
+            return {"slice_sizes": tuple(new)}
         if equation.name == "pad":
             return {"padding_config": self._margins(equation)}
         return {}
+
+    def _shapes(self, var: Any) -> list[tuple[int, int]]:
+        """The sizes of a value's axes, before and after the cut."""
+        return [*zip(var.aval.shape, self.size(var), strict=True)]
 
     def _margins(self, equation: Equation) -> tuple[tuple[int, int, int], ...]:
         """As many new entries on each side as are kept of them."""
@@ -212,7 +218,10 @@ class CutEvaluation(Evaluation):
 
     def _pieces(self, equation: Equation, env: Env) -> list[Any]:
         """The kept entries of slices, found among the kept entries of the operand."""
-        (source,), outputs = equation.eqn.invars, self.channels.wires[equation].outputs
+        (source, *_), outputs = (
+            equation.eqn.invars,
+            self.channels.wires[equation].outputs,
+        )
         pieces = []
         for var, wires in zip(equation.eqn.outvars, outputs, strict=True):
             piece = self.read(env, source)
@@ -222,6 +231,11 @@ class CutEvaluation(Evaluation):
                     piece = take(piece, places, axis)
             pieces.append(piece)
         return pieces
+
+    def _picks(self, equation: Equation) -> bool:
+        """Whether a gather takes constant indices of one axis."""
+        wires = self.channels.wires[equation].outputs[0]
+        return any(isinstance(wire, Joined) for wire in wires)
 
     def _places(self, source: Any, var: Any, axis: int, part: Any) -> Array:
         size, present = source.aval.shape[axis], self.kept(source)[axis]

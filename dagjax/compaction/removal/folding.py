@@ -14,7 +14,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.wiring import End
+from dagjax.compaction.channels.wires import End
 from dagjax.compaction.removal.consumption import may_fold, met, needed
 from dagjax.compaction.removal.evaluate import Kept, contract, expanded, take
 from dagjax.compaction.removal.facts import UNKNOWN

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
-from dagjax.compaction.channels.wiring import Joined, New, Same
+from dagjax.compaction.channels.wires import Joined, New, Same
 from dagjax.compaction.removal.facts import (
     ITSELF,
     UNKNOWN,
@@ -336,7 +336,7 @@ class Facts(Abstract[Fact]):
 
     def _moved(self, equation: Equation, facts: list[Fact]) -> list[Fact]:
         """Facts go where the indices go, as far as the primitive keeps them."""
-        data = _DATA.get(equation.name, range(len(facts)))
+        data = self._data(equation)
         whole = self._surviving(
             equation, self.table.mixed([facts[i].whole for i in data])
         )
@@ -351,6 +351,10 @@ class Facts(Abstract[Fact]):
             )
             for axes in self.channels.wires[equation].outputs
         ]
+
+    def _data(self, equation: Equation) -> Sequence[int]:
+        """Which operands hold data and not indices."""
+        return _DATA.get(equation.name, range(len(equation.eqn.invars)))
 
     def _fixed(self, facts: Sequence[int]) -> int:
         """The fact of an array made of others, whatever it is."""
@@ -385,7 +389,8 @@ class Facts(Abstract[Fact]):
         first = self._beside_margin(equation, facts, axis, first)
         used = dict(wire.sources)
         others = [f.whole for i, f in enumerate(facts) if i not in used]
-        kept = self._each_surviving(equation, first, others)
+        indices = any(i not in self._data(equation) for i in used)
+        kept = self._each_surviving(equation, first, others, numbers=not indices)
         if equation.name in REDUCTIONS:
             own = np.asarray(sources[0])
             for fact in np.unique(own[kept == UNKNOWN]).tolist():
@@ -396,14 +401,14 @@ class Facts(Abstract[Fact]):
         return kept
 
     def _each_surviving(
-        self, equation: Equation, facts: Array, others: list[int]
+        self, equation: Equation, facts: Array, others: list[int], numbers: bool
     ) -> Array:
         """What slices are behind a primitive that reads other operands too."""
         kinds, back = np.unique(facts, return_inverse=True)
         padding = equation.name == "pad"  # whose second operand is a margin elsewhere
 
         def of_kind(fact: int) -> int:
-            kept = self._surviving(equation, fact)
+            kept = self._surviving(equation, fact) if numbers else UNKNOWN
             if fact == UNKNOWN or self.table.is_number(kept):
                 return kept
             return self._fixed([fact, *([] if padding else others)])
