@@ -80,6 +80,11 @@ def trace_context() -> Hashable:
     return (*[getattr(jax.config, name) for name in _SETTINGS], current_mesh())
 
 
+def trace_state() -> Any:
+    """Which transformation traces what is computed here; equal where it is the same."""
+    return core.get_opaque_trace_state(convention="nnx")
+
+
 def current_mesh() -> Any:
     """The mesh that functions are traced for here, in or out of a `shard_map`."""
     return jax.sharding.get_abstract_mesh()

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from dagjax.graph.tracing import nodes
+from dagjax.graph.tracing.code import Code, Leaves, Shared, Slot
 from dagjax.graph.tracing.cut import Cut, Piece, cut
 from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.graph.tracing.naming import Names, Unique, path_of
 from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.fingerprint import fingerprint
 from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
-from dagjax.jaxprs.primitives import MOVES, is_key
+from dagjax.jaxprs.primitives import MOVES, is_key, is_light
 from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
 from dagjax.jaxprs.unroll import unrolled
 
@@ -66,69 +66,6 @@ class Request:
         return {name: jax.tree.structure(tree) for name, tree in whole.items()}
 
 
-Leaves = dict[str, list[Any]]
-
-
-class Slot(NamedTuple):
-    """Where a leaf is found.
-
-    Args:
-        tree: "params", or a part of the state.
-        place: Among the leaves of that tree.
-        path: In that tree.
-    """
-
-    tree: str
-    place: int
-    path: str
-
-    def read(self, leaves: Sequence[Any], aval: Any) -> Any:
-        """The leaf.
-
-        Raises:
-            TraceError: If it is not there, or of another kind than in the trace.
-        """
-        found = leaves[self.place] if self.place < len(leaves) else None
-        if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
-            found = jnp.asarray(found)
-        if found is not None:
-            got = f"{found.dtype}{list(found.shape)}"
-            if isinstance(found, jax.ShapeDtypeStruct):
-                got = f"only a shape, {got}"
-            elif (found.shape, found.dtype) == (aval.shape, aval.dtype):
-                return found
-        else:
-            got = "nothing"
-        raise TraceError(
-            f"{self.tree}: {self.path!r} was {aval.str_short()} when the function was "
-            f"traced, and now there is {got}; give the network a tree like the one "
-            "that was traced (dag.replace), or trace it again"
-        )
-
-
-class Code(NamedTuple):
-    """A part of a program that can be evaluated.
-
-    Args:
-        closed: The closed jaxpr, a function of values, of leaves, and of `held`.
-        slots: Where the leaves that it reads are found.
-        held: Arrays that the function made for these shapes only.
-    """
-
-    closed: Any
-    slots: tuple[Slot, ...]
-    held: tuple[Any, ...] = ()
-
-    def __call__(self, leaves: Leaves, *values: Any) -> list[Any]:
-        """Its outputs."""
-        avals = [v.aval for v in self.closed.jaxpr.invars[len(values) :]]
-        read = [
-            slot.read(leaves.get(slot.tree, []), aval)
-            for slot, aval in zip(self.slots, avals, strict=False)
-        ]
-        return core.jaxpr_as_fun(self.closed)(*values, *read, *self.held)
-
-
 def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
     """The leaves of the parameters and of each part of the state, in traced order."""
     trees = {"params": params, **state}
@@ -165,6 +102,7 @@ class Plan:
         )
         self._codes: dict[str, Code] = {}
         self._merges: dict[str, Code] = {}
+        self._parts: dict[Hashable, Code] = {}
         self._consts = dict(self.program.consts)
         self.program.consts.update(dict.fromkeys(self.program.consts))
         self.digests = [*map(_digest, self._consts.values())]
@@ -236,14 +174,40 @@ class Plan:
             self._merges[node] = self._code(equations, ports, [value])
         return self._merges[node]
 
+    def whole_arc(self, name: str) -> Code:
+        """An arc with all that it evaluates, also what other parts need too."""
+        piece = self.piece_of[name]
+        return self._code(self.cut.work(piece), [piece.source], [piece.end], ())
+
+    def whole_merge(self, node: str) -> Code:
+        """A merge with all that it evaluates, also what other parts need too."""
+        ports, equations = self.cut.merges[self.value_of[node]]
+        return self._code(equations, ports, [self.value_of[node]], ())
+
     @functools.cached_property
     def update(self) -> tuple[Code, list[str]]:
         """What makes the new state, and the nodes that it is made of."""
-        work = self.flow.cone(self.state_values, {*self.cut.nodes})
+        work = self._updating
         read = dict.fromkeys([v for e in work for v in e.reads] + self.state_values)
         values = [v for v in read if v in self.names.nodes]
         code = self._code(work, values, self.state_outvars)
         return code, [self.names.nodes[v] for v in values]
+
+    @functools.cached_property
+    def _updating(self) -> list[Equation]:
+        return self.flow.cone(self.state_values, {*self.cut.nodes})
+
+    @functools.cached_property
+    def _shared(self) -> frozenset[Equation]:
+        """Equations that several arcs, merges or the new state need.
+
+        A scan of two results is one of them: its arcs would run it twice. What only
+        shapes a value is not: it is cheap, and compilers merge it.
+        """
+        parts = [*map(self.cut.work, self.cut.pieces), self._updating]
+        parts += [join.equations for join in self.cut.merges.values()]
+        times = Counter(e for part in parts for e in part if not is_light(e, True))
+        return frozenset(e for e, n in times.items() if n > 1)
 
     @property
     def state_values(self) -> list[Value]:
@@ -251,15 +215,54 @@ class Plan:
         return [v for v in self.state_outvars if not isinstance(v, core.Literal)]
 
     def _code(
-        self, work: Sequence[Equation], values: Sequence[Value], ends: Sequence[Any]
+        self,
+        work: Sequence[Equation],
+        values: Sequence[Value],
+        ends: Sequence[Any],
+        shared: Collection[Equation] | None = None,
     ) -> Code:
+        """What evaluates `ends` of `values`.
+
+        Args:
+            work: The equations between them.
+            values: Given.
+            ends: Variables or literals.
+            shared: The equations whose results others need too; by default all such.
+        """
+        apart = [e for e in work if e in (self._shared if shared is None else shared)]
         known = [v for v in ends if not isinstance(v, core.Literal)]
+        if apart:
+            stops = {*values}.union(*(e.eqn.outvars for e in apart))
+            work = self.flow.cone(known, stops)
         read = dict.fromkeys([v for e in work for v in e.reads] + known)
+        wanted = read.keys() - {*values}
+        parts = [self._part(e, values, wanted) for e in apart]
+        given = [v for e in apart for v in e.eqn.outvars if v in wanted]
         leaves = [v for v in read if v in self.slots]
         own = [v for v in read if v in self.own]
-        closed = jaxpr_of(self.program.jaxpr, work, [*values, *leaves, *own], [*ends])
-        slots = tuple(self.slots[v] for v in leaves)
-        return Code(closed, slots, tuple(self.own[v] for v in own))
+        invars = [*values, *given, *leaves, *own]
+        closed = jaxpr_of(self.program.jaxpr, work, invars, [*ends])
+        return Code(
+            closed,
+            tuple(self.slots[v] for v in leaves),
+            tuple(self.own[v] for v in own),
+            tuple(part for part in parts if part.results),
+        )
+
+    def _part(
+        self, equation: Equation, values: Sequence[Value], wanted: Collection[Value]
+    ) -> Shared:
+        """A shared equation, for a part that has some values and wants others."""
+        made = equation.eqn.outvars
+        work = self.flow.cone(made, {*values})
+        read = {v for e in work for v in e.reads}
+        places = tuple(i for i, v in enumerate(values) if v in read)
+        key = (equation, *(values[i] for i in places))
+        if key not in self._parts:
+            others = self._shared - {equation}
+            self._parts[key] = self._code(work, key[1:], made, others)
+        results = tuple(i for i, v in enumerate(made) if v in wanted)
+        return Shared(key, self._parts[key], places, results)
 
     def _check(self) -> None:
         """Whether every output depends on the inputs."""

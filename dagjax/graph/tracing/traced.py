@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,14 @@ import jax.numpy as jnp
 from dagjax.graph.core.functions import Function, Params, State
 from dagjax.graph.core.merges import Port
 from dagjax.graph.core.signature import Signature
+from dagjax.graph.tracing.code import CallContext
 from dagjax.graph.tracing.naming import describe, kind
 from dagjax.graph.tracing.neutral import roles, settled
-from dagjax.graph.tracing.plan import Leaves, Plan, leaves_of
+from dagjax.graph.tracing.plan import Plan, leaves_of
 from dagjax.graph.tracing.program import Program, Shape
 from dagjax.jaxprs.fingerprint import pattern_of
 from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key, is_known
-
-
-class CallContext(NamedTuple):
-    """What the arcs of one call share: made once, passed to each of them.
-
-    Args:
-        plan: The plan that the inputs fit; None where not all of them are there.
-        leaves: Of the parameters and of the parts of the state, the keys of the call
-            in place of those of the trace.
-    """
-
-    plan: Plan | None
-    leaves: Leaves
 
 
 class Traced(Function):
@@ -46,7 +34,8 @@ class Traced(Function):
     def __init__(self, program: Program, name: str):
         super().__init__(program.request.fn, (program, name), name)
         self.program = program
-        self._code, piece = program.base.arc(name)
+        piece = program.base.piece_of[name]
+        self._code = program.base.whole_arc(name)
         self._dtype = piece.source.aval.dtype
         work = program.base.cut.work(piece)
         self.opaque = not all(map(is_known, work))
@@ -102,7 +91,8 @@ class Traced(Function):
             context = CallContext(None, leaves_of(self.program.request, params, state))
         plan = _plan(self.program, context, source, x.shape, what)
         code, piece = plan.arc(self.name)
-        (y,) = code(context.leaves, x)
+        made = (piece.source, piece.end)  # other arcs may deliver it elsewhere
+        (y,) = context.once(made, [x], lambda: code(context, x))
         y = -y if piece.negated else y
         shape = piece.target.aval.shape
         whole = piece.port is not None or y.shape == shape
@@ -142,7 +132,7 @@ class TracedMerge:
     @functools.cached_property
     def pattern(self) -> Hashable:
         """Its equations with their shapes."""
-        return pattern_of(self.program.base.merge(self.node).closed)
+        return pattern_of(self.program.base.whole_merge(self.node).closed)
 
     def bind(
         self, params: Params, state: State, context: CallContext | None = None
@@ -153,11 +143,16 @@ class TracedMerge:
         return functools.partial(self._read, context)
 
     def _read(self, context: CallContext, ports: tuple[Port, ...]) -> Any:
+        """Once for all arcs that read the node."""
+        arrived = [x for port in ports for x in port]
+        return context.once(self.node, arrived, lambda: self._merged(context, ports))
+
+    def _merged(self, context: CallContext, ports: tuple[Port, ...]) -> Any:
         pairs = zip(self.roles, ports, strict=True)
         values = [role.filled(port, ports) for role, port in pairs]
         new, what = _sizes(values), f"what the merge {self.node!r} reads"
         plan = _plan(self.program, context, self._shapes, new, what)
-        (y,) = plan.merge(self.node)(context.leaves, *values)
+        (y,) = plan.merge(self.node)(context, *values)
         return settled(self.roles, ports, y)
 
     def _shapes(self, plan: Plan) -> Shape:
@@ -233,7 +228,7 @@ class TracedSignature(Signature):
         if plan.new_state is None:
             return y, state
         code, nodes = plan.update
-        new = code(context.leaves, *map(read, nodes))
+        new = code(context, *map(read, nodes))
         tree = jax.tree.structure(plan.new_state)
         return y, {**state, "user": jax.tree.unflatten(tree, new)}
 

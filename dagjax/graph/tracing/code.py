@@ -1,0 +1,131 @@
+"""Parts of a traced function that can be evaluated, each once in a call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dagjax.jaxprs.messages import TraceError
+from dagjax.jaxprs.versions import jaxpr_as_fun, trace_state
+
+Leaves = dict[str, list[Any]]
+
+
+class Slot(NamedTuple):
+    """Where a leaf is found.
+
+    Args:
+        tree: "params", or a part of the state.
+        place: Among the leaves of that tree.
+        path: In that tree.
+    """
+
+    tree: str
+    place: int
+    path: str
+
+    def read(self, leaves: Sequence[Any], aval: Any) -> Any:
+        """The leaf.
+
+        Raises:
+            TraceError: If it is not there, or of another kind than in the trace.
+        """
+        found = leaves[self.place] if self.place < len(leaves) else None
+        if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
+            found = jnp.asarray(found)
+        if found is not None:
+            got = f"{found.dtype}{list(found.shape)}"
+            if isinstance(found, jax.ShapeDtypeStruct):
+                got = f"only a shape, {got}"
+            elif (found.shape, found.dtype) == (aval.shape, aval.dtype):
+                return found
+        else:
+            got = "nothing"
+        raise TraceError(
+            f"{self.tree}: {self.path!r} was {aval.str_short()} when the function was "
+            f"traced, and now there is {got}; give the network a tree like the one "
+            "that was traced (dag.replace), or trace it again"
+        )
+
+
+class CallContext:
+    """What the arcs and merges of one call share.
+
+    Args:
+        plan: The plan that the inputs fit; None where not all of them are there.
+        leaves: Of the parameters and of the parts of the state, the keys of the call
+            in place of those of the trace.
+    """
+
+    def __init__(self, plan: Any, leaves: Leaves):
+        self.plan, self.leaves = plan, leaves
+        self._results: dict[Hashable, tuple[Sequence[Any], Any, Any]] = {}
+
+    def once(
+        self, key: Hashable, values: Sequence[Any], compute: Callable[[], Any]
+    ) -> Any:
+        """What was computed of the very same arrays before, else computed now.
+
+        Only where the same transformation traces it: what `vmap` or `jit` makes inside
+        an arc is of no use outside.
+        """
+        given, state, result = self._results.get(key, ((), None, None))
+        alike = len(given) == len(values) and all(map(operator.is_, given, values))
+        if state is None or not alike or state != trace_state():
+            result = compute()
+            self._results[key] = ([*values], trace_state(), result)
+        return result
+
+
+class Shared(NamedTuple):
+    """An equation that several arcs or merges need, evaluated once for all of them.
+
+    Args:
+        key: Which equation, of which values.
+        code: Evaluates it.
+        reads: Which of the values of the part that needs it.
+        results: Which of its results that part needs.
+    """
+
+    key: Hashable
+    code: Code
+    reads: tuple[int, ...]
+    results: tuple[int, ...]
+
+    def __call__(self, context: CallContext, values: Sequence[Any]) -> list[Any]:
+        """The results that are needed."""
+        xs = [values[i] for i in self.reads]
+        ys = context.once(self.key, xs, lambda: self.code(context, *xs))
+        return [ys[i] for i in self.results]
+
+
+class Code(NamedTuple):
+    """A part of a program that can be evaluated.
+
+    Args:
+        closed: The closed jaxpr, a function of values, of what `shared` gives, of
+            leaves, and of `held`.
+        slots: Where the leaves that it reads are found.
+        held: Arrays that the function made for these shapes only.
+        shared: What other parts of the program need too.
+    """
+
+    closed: Any
+    slots: tuple[Slot, ...]
+    held: tuple[Any, ...] = ()
+    shared: tuple[Shared, ...] = ()
+
+    def __call__(self, context: CallContext, *values: Any) -> list[Any]:
+        """Its outputs."""
+        given = [y for part in self.shared for y in part(context, values)]
+        avals = [v.aval for v in self.closed.jaxpr.invars[len(values) + len(given) :]]
+        read = [
+            slot.read(context.leaves.get(slot.tree, []), aval)
+            for slot, aval in zip(self.slots, avals, strict=False)
+        ]
+        return jaxpr_as_fun(self.closed)(*values, *given, *read, *self.held)
