@@ -14,8 +14,8 @@ from dagjax.compaction.export.saving import save as save
 from dagjax.compaction.export.sparsify import sparsify as sparsify
 from dagjax.compaction.pruning.budget import CompactionWarning as CompactionWarning
 from dagjax.compaction.pruning.budget import prune_units as prune_units
-from dagjax.compaction.pruning.budget import unit_scores as unit_scores
 from dagjax.compaction.pruning.lift import lift_prune as lift_prune
+from dagjax.compaction.pruning.scores import unit_scores as unit_scores
 from dagjax.compaction.pruning.sensitivity import sensitivity as sensitivity
 from dagjax.compaction.removal.compact import Compacted as Compacted
 from dagjax.compaction.removal.compact import compact as compact

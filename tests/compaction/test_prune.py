@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dagjax as dj
-from dagjax.compaction.pruning.budget import unit_scores
+from dagjax.compaction.pruning.scores import unit_scores
 from tests.compaction.masking import built, units_of
 from tests.graph import nets
 

@@ -10,7 +10,7 @@ import pytest
 
 import dagjax as dj
 from dagjax.compaction.channels import traced_network as source
-from dagjax.compaction.channels import wiring
+from dagjax.compaction.channels.wires import RULES, Rule
 from tests.compaction import masking
 from tests.compaction.test_wiring import swapped
 from tests.graph import nets
@@ -78,7 +78,8 @@ def test_mutant_labels_of_a_concatenation_swapped(monkeypatch):
     net = masking.built("dense_concat")
     mask = masking.drawn("dense_concat", "groups")
     want = masking.run_apart(net.fn, masking.applied(mask, net.params), net.xs)
-    monkeypatch.setitem(wiring._RULES, "concatenate", swapped)
+    wrong = Rule(lambda eqn, _: swapped(eqn), RULES["concatenate"].parameters)
+    monkeypatch.setitem(RULES, "concatenate", wrong)
     source._traced.cache_clear()
     try:
         small = dj.compact(net.dag, mask, verify=False).net

@@ -120,16 +120,3 @@ def _contractions(body: Program, times: int) -> Iterator[tuple[Equation, int]]:
         length = step.eqn.params.get("length", 1) if step.name == "scan" else 1
         for inner in step.bodies:
             yield from _contractions(inner, times * length)
-
-
-def spread(channels: Channels, values: Array, join: Any = np.add) -> Array:
-    """`[classes]`: what belongs to a product belongs to each of its factors."""
-    classes, found = channels.classes, values.copy()
-    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
-    if len(flat):
-        free = factors != classes.pinned
-        rows = np.broadcast_to(values[flat][:, None], factors.shape)
-        many = np.maximum(np.bincount(flat, minlength=len(values)), 1)
-        share = rows / many[flat][:, None] if join is np.add else rows
-        join.at(found, factors[free], share[free])
-    return found

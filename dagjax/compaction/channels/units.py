@@ -6,14 +6,22 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from dagjax.compaction.channels import cost_model
+from dagjax.compaction.channels.closures import over_closures
 from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.compaction.channels.grouping import (
+    Extent,
+    Group,
+    Member,
+    groups_of,
+    masks_without,
+)
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import named
 from dagjax.compaction.channels.traced_network import Source, source_of
@@ -21,53 +29,7 @@ from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.topology import Graph
 from dagjax.jaxprs.gc_paused import gc_paused
 
-_USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
 ARCS = "arcs"  # the group whose units are whole branches
-
-
-class Member(NamedTuple):
-    """Where a group's units lie in one parameter.
-
-    Args:
-        path: The parameter.
-        axis: One of its axes; None for all of it.
-        indices: For each unit its indices there.
-    """
-
-    path: str
-    axis: int | None
-    indices: tuple[Array, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Group:
-    """Units that lie in the same axes of the same parameters.
-
-    Args:
-        name: After the parameter that writes them.
-        size: How many there are.
-        level: The number of contractions on the way to them.
-        flops: `[size]`, operations that go with a unit, at the source's input shapes.
-        params: `[size]`, parameters that go with a unit.
-        classes: `[size]`, their classes of labels; of arcs their names.
-        where: Finds their members.
-    """
-
-    name: str
-    size: int
-    level: int
-    flops: Array
-    params: Array
-    classes: Any
-    where: Callable[[], tuple[Member, ...]]
-
-    @functools.cached_property
-    def members(self) -> tuple[Member, ...]:
-        """Where they lie in the parameters."""
-        return self.where()
-
-    def __repr__(self) -> str:
-        return f"Group({self.name!r}: {self.size} units, level {self.level})"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +42,10 @@ class Units(Mapping[str, Group]):
         paths: The parameters.
         tree: Their structure.
         terms: Operations and parameters as functions of what is cut.
-        arcs: `{arc: places of its parameters}` of arcs that can go.
+        arcs: `{arc: indices of its parameters}` of arcs that can go.
+        extent: Where the units lie in the parameters.
+        unread: Indices of parameters that nothing reads.
+        arc_names: All arcs of the graph.
     """
 
     groups: dict[str, Group]
@@ -89,6 +54,9 @@ class Units(Mapping[str, Group]):
     tree: Any
     terms: tuple[cost_model.Terms, cost_model.Terms]
     arcs: dict[str, tuple[int, ...]]
+    extent: Extent
+    unread: frozenset[int]
+    arc_names: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Group:
         if name not in self.groups:
@@ -113,12 +81,22 @@ class Units(Mapping[str, Group]):
             kept: `{group: [size] bools}`; groups that are not named are kept.
         """
         gone, arcs = self._gone(kept)
-        whole = {place for arc in arcs for place in self.arcs[arc]}
-        masks = [
-            self._leaf(var, gone, i not in whole)
-            for i, var in enumerate(self.source.body.invars[: len(self.paths)])
-        ]
-        return self.tree.unflatten(masks)
+        inputs = self.source.body.invars[: len(self.paths)]
+        masks = masks_without(self.source.channels, inputs, gone, self.unread)
+        for leaf in (leaf for arc in arcs for leaf in self.arcs[arc]):
+            masks[leaf] = np.zeros_like(masks[leaf])
+        return self.tree.unflatten(map(jax.device_put, masks))  # compiles nothing
+
+    def of_units(self, values: Array, join: Any = np.add) -> dict[str, Array]:
+        """`{group: [units]}`: what belongs to a unit, summed or the largest.
+
+        Args:
+            values: `[classes]`.
+            join: `np.add` or `np.maximum`.
+        """
+        each = np.zeros(self.source.channels.classes.count)
+        each[self.extent.chosen] = over_closures(self.extent.closure, values, join)
+        return {name: each[group.classes] for name, group in self.channels.items()}
 
     def cost(self, kept: Mapping[str, Any]) -> tuple[float, float]:
         """Operations and parameters of the network that keeps these units."""
@@ -152,14 +130,6 @@ class Units(Mapping[str, Group]):
             else:
                 gone[group.classes[leaves]] = True
         return classes.close(gone), arcs
-
-    def _leaf(self, var: Any, gone: Array, stays: bool) -> Any:
-        mask = np.full(var.aval.shape, stays)
-        for axis, of in enumerate(self.source.channels.classes_at(var)):
-            if gone[of].any():
-                shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
-                mask &= ~gone[of].reshape(shape)
-        return jax.device_put(mask)  # compiles nothing
 
     @functools.cached_property
     def _owners(self) -> dict[Any, set[int]]:
@@ -240,135 +210,14 @@ def _units(source: Source, tree: Any, graph: Graph | None) -> Units:
     numbered = tree.unflatten(range(tree.num_leaves))
     paths, channels = tuple(named(numbered)), source.channels
     terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
-    found = _groups(source, paths, terms)
+    saved = terms[0].saved(np.zeros(channels.classes.count, bool))
+    groups, extent, unread = groups_of(source, paths, saved)
     arcs = {} if graph is None else _arcs(graph, numbered)
-    whole = Units(found, source, paths, tree, terms, arcs)
-    return (
-        dataclasses.replace(whole, groups=found | _arc_group(whole)) if arcs else whole
-    )
-
-
-def _groups(source: Source, paths: tuple[str, ...], terms: Any) -> dict[str, Group]:
-    channels, classes = source.channels, source.channels.classes
-    ends = [
-        (place, axis, of)
-        for place, var in enumerate(source.body.invars[: len(paths)])
-        for axis, of in enumerate(channels.classes_at(var))
-        if (of != classes.pinned).any()
-    ]
-    nothing, levels = np.zeros(classes.count, bool), _levels(source)
-    flops, params = (cost_model.spread(channels, t.saved(nothing)) for t in terms)
-    owners = np.repeat(np.arange(len(ends)), [len(of) for *_, of in ends])
-    held = np.concatenate([of for *_, of in ends]) if ends else owners
-    found: dict[str, Group] = {}
-    for classes_of in sorted(
-        _alike(channels, ends), key=lambda m: int(levels[m].min())
-    ):
-        where = np.unique(owners[_belonging(channels, classes_of[0])[held]])
-        name = _unique(_name([(paths[ends[i][0]], ends[i][1]) for i in where]), found)
-        found[name] = Group(
-            name, len(classes_of), int(levels[classes_of].min()),
-            flops[classes_of], params[classes_of], classes_of,
-            functools.partial(_members, channels, ends, classes_of, paths),
-        )  # fmt: skip
-    return found
-
-
-def _alike(channels: Any, ends: list[Any]) -> list[Array]:
-    """Classes that lie in the same axes, by a random number for each axis."""
-    classes, draw = channels.classes, np.random.default_rng(0)
-    sign = np.zeros(classes.count, np.uint64)
-    for _, _, of in ends:
-        np.add.at(sign, of, draw.integers(1, 2**63, dtype=np.uint64))
-    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
-    through = sign.copy()
-    for column in factors.T:
-        weight = draw.integers(1, 2**63, dtype=np.uint64) | np.uint64(1)
-        np.add.at(through, column, sign[flat] * weight)
-    chosen = np.flatnonzero(classes.atoms() & (through != 0) & ~_whole(classes, ends))
-    _, kind = np.unique(through[chosen], return_inverse=True)
-    return [chosen[kind == k] for k in range(kind.max() + 1)] if chosen.size else []
-
-
-def _whole(classes: Any, ends: list[Any]) -> Array:
-    """Classes that are all of an axis: without them nothing would be left of it."""
-    found = np.zeros(classes.count, bool)
-    for _, _, of in ends:
-        if (of == of[0]).all():
-            found[of[0]] = True
-    return found
-
-
-def _members(channels: Any, ends: Any, chosen: Array, paths: Any) -> tuple[Member, ...]:
-    """In which axes of which parameters the units lie, directly or in a product."""
-    classes = channels.classes
-    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
-    place = np.full(classes.count, -1)
-    place[chosen] = np.arange(len(chosen))
-    found = []
-    for leaf, axis, of in ends:
-        direct = place[of]
-        if (direct >= 0).any():
-            found.append(Member(paths[leaf], axis, _sorted(direct, len(chosen))))
-            continue
-        for column in factors.T:
-            owner = np.full(classes.count, -1)
-            owner[flat] = place[column]
-            if (owner[of] >= 0).any():
-                found.append(Member(paths[leaf], axis, _sorted(owner[of], len(chosen))))
-                break
-    return tuple(found)
-
-
-def _sorted(owner: Array, count: int) -> tuple[Array, ...]:
-    """For each unit the indices that it owns."""
-    order = np.argsort(owner, kind="stable")
-    edges = np.searchsorted(owner[order], np.arange(count + 1))
-    return tuple(order[a:b] for a, b in itertools.pairwise(edges))
-
-
-def _belonging(channels: Any, chosen: int) -> Array:
-    """`[classes]`: a class itself, and the products that it is a factor of."""
-    classes = channels.classes
-    flat, factors = classes.of[classes.flat], classes.of[classes.factors]
-    mine = np.zeros(classes.count, bool)
-    mine[chosen] = True
-    mine[flat[(factors == chosen).any(1)]] = True
-    return mine
-
-
-def _name(ends: list[tuple[str, int]]) -> tuple[str, int]:
-    """The parameter that writes the units, by its last axis, and the axis."""
-    path, axis = max(ends, key=lambda end: end[1])
-    layer, _, last = path.rpartition("/")
-    return (layer if layer and last in _USUAL else path), axis
-
-
-def _unique(named: tuple[str, int], taken: Any) -> str:
-    """A name that no group has: with its axis, then with a number."""
-    name, axis = named
-    tries = itertools.chain(
-        [name, f"{name}[{axis}]"], (f"{name}[{axis}]#{i}" for i in itertools.count(2))
-    )
-    return next(t for t in tries if t not in taken)
-
-
-def _levels(source: Source) -> Array:
-    """`[classes]`: the number of contractions before a class is first met."""
-    channels, depth = source.channels, {}
-    found = np.full(channels.classes.count, np.iinfo(np.int32).max)
-    for step in source.body.walk():
-        heavy = step.name in ("dot_general", "conv_general_dilated", "gather")
-        level = max((depth.get(v, 0) for v in step.reads), default=0) + heavy
-        for var in step.eqn.outvars:
-            depth[var] = level
-            if heavy and not step.bodies:
-                for of in channels.classes_at(var):
-                    np.minimum.at(found, of, level)
-    flat = channels.classes.of[channels.classes.flat]
-    for column in channels.classes.of[channels.classes.factors].T:
-        np.minimum.at(found, column, found[flat])
-    return np.where(found == np.iinfo(np.int32).max, 0, found)  # met by none
+    names = frozenset(arc.name for arc in graph.arcs) if graph else frozenset()
+    whole = Units(groups, source, paths, tree, terms, arcs, extent, unread, names)
+    if not arcs:
+        return whole
+    return dataclasses.replace(whole, groups=groups | _arc_group(whole))
 
 
 # --- whole arcs -----------------------------------------------------------------------

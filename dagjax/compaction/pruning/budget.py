@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dagjax.compaction.channels import cost_model
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.mask_checks import leaves_like, named
-from dagjax.compaction.channels.units import ARCS, Units, units
+from dagjax.compaction.channels.units import Units, units
+from dagjax.compaction.pruning.scores import check_choice, unit_scores
 from dagjax.jaxprs.gc_paused import gc_paused
 
-_REDUCTIONS = ("l1", "l2", "mean", "max")
 _SCOPES = ("global", "group", "level")
-_NORMALIZATIONS = ("none", "mean", "lamp")
 
 
 class CompactionWarning(UserWarning):
@@ -76,7 +73,7 @@ def prune_units(
         4
     """
     budget, share = _budget(density=density, flops=flops, params=params)
-    _check_choice("scope", scope, _SCOPES)
+    check_choice("scope", scope, _SCOPES)
     found = units(net)
     steps = _multiples(found, round_to)
     _check_count("keep_at_least", keep_at_least)
@@ -87,8 +84,7 @@ def prune_units(
         )
     per_unit = _chosen(per_unit, found, only)
     plan = _Plan(found, per_unit, scope, steps, keep_at_least)
-    count = plan.count(density) if density is not None else plan.search(budget, share)
-    kept = plan.kept(count)
+    kept = plan.kept(plan.search(budget, share))
     if share < 1 and all(k.all() for k in kept.values()):
         warnings.warn(
             f"nothing is removed at {budget}={share}: no unit is small enough, or "
@@ -112,11 +108,6 @@ def _check_count(what: str, value: Any) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < 1:
         raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")
-
-
-def _check_choice(what: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise CompactionError(f"{what} {value!r}; it is one of {', '.join(known)}")
 
 
 def _budget(**given: float | None) -> tuple[str, float]:
@@ -153,6 +144,7 @@ class _Plan:
         self, found: Units, scores: dict, scope: str, steps: dict[str, int], least: int
     ):
         self.found, self.scores, self.steps, self.least = found, scores, steps, least
+        self.scope = scope
         self.names = [*scores]
         sizes = [len(s) for s in scores.values()]
         self.group = np.repeat(np.arange(len(sizes)), sizes)
@@ -172,10 +164,6 @@ class _Plan:
             keys[mine] = (rank + 0.5) / len(mine)
         return keys
 
-    def count(self, density: float) -> int:
-        """How many units go at a density."""
-        return len(self.order) - max(1, round(density * len(self.order)))
-
     def kept(self, count: int) -> dict[str, Array]:
         """`{group: bools}` when the first units go, as far as each group allows."""
         goes = np.bincount(self.group[self.order[:count]], minlength=len(self.names))
@@ -190,139 +178,38 @@ class _Plan:
             found[name] = np.isin(np.arange(size), best)
         return found
 
-    def search(self, budget: str, share: float) -> int:
-        """The count of units that brings the cost nearest to its budget."""
+    def cost(self, budget: str, count: int) -> float:
+        """The share that is left when the first units go."""
+        kept = self.kept(count)
+        if budget == "density":
+            return sum(int(k.sum()) for k in kept.values()) / len(self.order)
         place = ("flops", "params").index(budget)
-        whole = self.found.total[place]
-        cost = lambda count: self.found.cost(self.kept(count))[place] / whole
-        low, high = 0, len(self.order)
-        least = cost(high)
-        if least > share * 1.02:
+        return self.found.cost(kept)[place] / self.found.total[place]
+
+    def search(self, budget: str, share: float) -> int:
+        """The count of units that brings the cost nearest to its budget.
+
+        The more go, the less is left, also where a group keeps multiples or a least
+        number, so the count is found by halving.
+        """
+        if budget == "flops" and not self.found.total[0]:
             raise CompactionError(
-                f"{budget}={share} cannot be met: {least:.3f} is the least that is "
-                f"left with keep_at_least={self.least} and this round_to; what is "
-                "pinned stays (dj.explain)"
+                "flops=: this network has no products, so it has no operations to "
+                "count; give density= or params="
+            )
+        low, high = 0, len(self.order)
+        if budget == "density" and self.scope != "global":  # each keeps its own share
+            return high - max(1, round(share * high))
+        least = self.cost(budget, high)
+        if least > share * 1.02 and budget != "density":
+            raise CompactionError(
+                f"budget {budget}={share} cannot be met: at most {1 - least:.3f} of it "
+                f"can be removed with keep_at_least={self.least} and this round_to; "
+                "what is pinned stays (dj.explain)"
             )
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if cost(middle) > share else (low, middle)
-        return min((low, high), key=lambda count: abs(cost(count) - share))
-
-
-# --- scores of units ------------------------------------------------------------------
-
-
-def unit_scores(
-    net: Any,
-    scores: Any,
-    found: Units | None = None,
-    reduce: str = "l2",
-    normalize: str = "mean",
-) -> dict[str, Array]:
-    """`{group: [units]}`: the scores of weights as scores of units.
-
-    Args:
-        net: The network.
-        scores: As for `prune_units`.
-        found: Its units, if they are known already.
-        reduce: "l1", "l2", "mean" or "max" over a unit's weights.
-        normalize: "none", "mean" or "lamp".
-    """
-    found = units(net) if found is None else found
-    _check_choice("reduce", reduce, _REDUCTIONS)
-    _check_choice("normalize", normalize, _NORMALIZATIONS)
-    if isinstance(scores, str):
-        if scores not in _REDUCTIONS:
-            raise CompactionError(
-                f"no score {scores!r}; by name there are {', '.join(_REDUCTIONS)}, and "
-                "dj.scores has others, as trees like net.params"
-            )
-        reduce, scores = scores, net.params
-    if isinstance(scores, Mapping) and scores and {*scores} <= {*found.groups}:
-        given = {k: np.asarray(v, float) for k, v in scores.items()}
-        return {k: _numbers(k, _checked(k, v, found)) for k, v in given.items()}
-    if isinstance(scores, Mapping) and scores and _are_arcs(scores, found):
-        group = found[ARCS]
-        return {ARCS: np.array([float(scores.get(a, np.inf)) for a in group.classes])}
-    raw = _aggregated(found, _leaves(net, scores), reduce)
-    return {
-        name: _normalized(_numbers(name, raw[g.classes]), normalize)
-        for name, g in found.channels.items()
-    }
-
-
-def _are_arcs(scores: Mapping[str, Any], found: Units) -> bool:
-    scalars = all(
-        np.ndim(v) == 0 for v in scores.values() if not isinstance(v, Mapping)
-    )
-    flat = not any(isinstance(v, (Mapping, list, tuple)) for v in scores.values())
-    return flat and scalars and bool({*scores} & {*found.arcs})
-
-
-def _checked(name: str, scores: Array, found: Units) -> Array:
-    if scores.shape != (found[name].size,):
-        raise CompactionError(
-            f"group {name!r} has {found[name].size} units, got scores of shape "
-            f"{scores.shape}"
-        )
-    return scores
-
-
-def _numbers(name: str, scores: Array) -> Array:
-    if np.isnan(scores).any():
-        raise CompactionError(
-            f"the scores of {int(np.isnan(scores).sum())} units of group {name!r} are "
-            "NaN: look for NaN among the weights or scores"
-        )
-    return scores
-
-
-def _leaves(net: Any, scores: Any) -> list[Any]:
-    """The scores leaf by leaf; None where there are none."""
-    leaves = leaves_like(
-        scores, net.params, "if not {group: [units]} or {arc: score}, scores"
-    )
-    if all(s is None for s in leaves):
-        raise CompactionError("there are no scores: all that was given is None")
-    for s, (name, x) in zip(leaves, named(net.params).items(), strict=True):
-        if s is not None and np.shape(s) != np.shape(x):
-            raise CompactionError(
-                f"scores of shape {np.shape(s)} for {name} of {np.shape(x)}"
-            )
-    return leaves
-
-
-def _aggregated(found: Units, leaves: list[Any], reduce: str) -> Array:
-    """`[classes]`: the scores of a unit's weights in all its parameters."""
-    channels = found.source.channels
-    total, count = np.zeros((2, channels.classes.count))
-    put = np.maximum if reduce == "max" else np.add
-    for leaf, var in zip(leaves, found.source.body.invars, strict=False):
-        if leaf is None:
-            continue
-        x = np.asarray(leaf)
-        x = np.asarray(np.abs(x) if np.iscomplexobj(x) else x, dtype=np.float32)
-        x = np.square(x) if reduce == "l2" else np.abs(x)
-        for axis, of in enumerate(channels.classes_at(var)):
-            if channels.is_pinned(channels.at[var][axis]):
-                continue
-            others = tuple(d for d in range(x.ndim) if d != axis)
-            slices = x.max(others) if reduce == "max" else x.sum(others)
-            put.at(total, of, slices)
-            np.add.at(count, of, x.size / len(of))
-    total = cost_model.spread(channels, total, put)
-    count = np.maximum(cost_model.spread(channels, count), 1)
-    return {"l2": np.sqrt(total), "mean": total / count}.get(reduce, total)
-
-
-def _normalized(scores: Array, how: str) -> Array:
-    if how == "mean":
-        return scores / (scores.mean() or 1)
-    if how == "lamp":
-        order = np.argsort(scores, kind="stable")
-        squares = np.square(scores[order])
-        left = np.cumsum(squares[::-1])[::-1]
-        found = np.empty_like(scores)
-        found[order] = squares / np.where(left > 0, left, 1)
-        return found
-    return scores
+            less = self.cost(budget, middle) <= share
+            low, high = (low, middle) if less else (middle, high)
+        off = lambda count: abs(self.cost(budget, count) - share)
+        return min((low, high), key=off)

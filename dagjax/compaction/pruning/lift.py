@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.channels import cost_model
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import Source, source_of
@@ -228,8 +227,7 @@ def energy(net: Any, data: Any) -> dict[str, Array]:
             for side in walk.sides(eqn):
                 _add_energy(total, found, ours[place], side, walk.operands(place))
         walk.at(place, None)
-    raw = np.sqrt(cost_model.spread(found.source.channels, total))
-    scores = {name: raw[group.classes] for name, group in found.channels.items()}
+    scores = {name: np.sqrt(s) for name, s in found.of_units(total).items()}
     return {name: s / (s.mean() or 1) for name, s in scores.items()}
 
 

@@ -14,7 +14,7 @@ import optax
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
-from dagjax.compaction.pruning.budget import unit_scores
+from dagjax.compaction.pruning.scores import unit_scores
 from dagjax.sparsity import masks
 
 Objective = Callable[[Any, Any], Any]

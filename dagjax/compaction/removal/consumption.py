@@ -18,7 +18,7 @@ import numpy as np
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.wires import End, Same
-from dagjax.compaction.removal.facts import UNKNOWN, Table
+from dagjax.compaction.removal.facts import UNKNOWN, UNTRAINED, Table
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.program import Equation, backward_slice, is_literal
 
@@ -100,21 +100,30 @@ def ties(
             yield at(end), facts.table.is_zero(along(end)), result
 
 
-def needed(channels: Channels, facts: Facts) -> tuple[list[Equation], set[Any]]:
-    """The equations that are evaluated, and the values that they read.
+def needed(channels: Channels, facts: Facts) -> list[Equation]:
+    """The equations that are evaluated; what is one constant is not computed.
 
-    What is one constant is not computed. Equations inside calls and loops are needed
-    with them.
+    Equations inside calls and loops are needed with them.
     """
     body = channels.body
     constant = {v for v in facts.of if facts.is_constant(v)}
     outermost = backward_slice(body.equations, body.outvars, stops=constant)
-    ends = {v for v in body.outvars if not is_literal(v)}
-    reads = ends.union(*(equation.reads for equation in outermost)) - constant
     equations = list(outermost)
     for equation in outermost:
         equations.extend(e for inner in equation.bodies for e in inner.walk())
-    return equations, reads
+    return equations
+
+
+def read_by(channels: Channels, facts: Facts) -> set[Any]:
+    """The values that the outputs depend on, constants made of parameters too."""
+    body, table = channels.body, facts.table
+    entry = lambda v: table[facts.at(v).whole]
+    constant = {
+        v for v in facts.of if facts.is_constant(v) and entry(v).trained == UNTRAINED
+    }
+    equations = backward_slice(body.equations, body.outvars, stops=constant)
+    ends = {v for v in body.outvars if not is_literal(v)}
+    return ends.union(*(equation.reads for equation in equations)) - constant
 
 
 def consumed(

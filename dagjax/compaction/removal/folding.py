@@ -25,7 +25,7 @@ from dagjax.jaxprs.program import Equation, Program, backward_slice, is_literal
 
 def folds(channels: Channels, facts: Facts, kept: Kept) -> list[Equation]:
     """The contractions to which removed slices add a constant, in order."""
-    wanted = {*needed(channels, facts)[0]}
+    wanted = {*needed(channels, facts)}
     return [
         equation
         for equation in channels.body.equations

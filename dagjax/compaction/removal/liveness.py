@@ -16,7 +16,12 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.removal.consumption import needed, removable, units_of
+from dagjax.compaction.removal.consumption import (
+    needed,
+    read_by,
+    removable,
+    units_of,
+)
 from dagjax.compaction.removal.facts import (
     LEAVES,
     STAYS,
@@ -83,6 +88,17 @@ def liveness(
     return dead
 
 
+def dead_of_masks(channels: Channels, masks: Sequence[Any]) -> Liveness:
+    """What masks make dead whatever the parameters are, if biases are masked too.
+
+    Args:
+        channels: The program of the network.
+        masks: For each parameter a bool array, or None if all of it is kept.
+    """
+    shapes = [v.aval for v in channels.body.invars[: channels.free]]
+    return _Search(channels, shapes, masks).fixpoint(constants=False)
+
+
 def replayed(
     channels: Channels, rounds: Sequence[Round], prunable: int
 ) -> tuple[Facts, Array] | None:
@@ -102,7 +118,7 @@ def replayed(
     facts, removed = None, np.zeros(channels.classes.count, bool)
     for number, (given, keeps, unread) in enumerate(rounds, 1):
         facts = facts_of(channels, given)
-        equations, reads = needed(channels, facts)
+        reads, equations = read_by(channels, facts), needed(channels, facts)
         removed, folded = removable(channels, facts, equations, prunable)
         dead = removed & ~folded if number < len(rounds) else removed
         kept = map(channels.kept(dead), channels.body.invars)
@@ -206,13 +222,14 @@ class _Search:
                 for leaf, slices in enumerate(alive)
             )
             facts = facts_of(self.channels, given)
-            equations, reads = needed(self.channels, facts)
+            equations = needed(self.channels, facts)
             less, folded = removable(self.channels, facts, equations, self.prunable)
             less = less & removed
             if (less == removed).all():
                 break
             removed = less
         inputs = self.channels.body.invars[: len(self.leaves)]
+        reads = read_by(self.channels, facts)
         unread = frozenset(i for i, v in enumerate(inputs) if v not in reads)
         return Liveness(removed, removed & folded, (), facts, unread, live), given
 
