@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,10 +14,9 @@ from dagjax.compaction.channels.traced_network import Source
 from dagjax.compaction.removal.compacted import Small
 from dagjax.compaction.removal.evaluate import CutEvaluation, take
 from dagjax.compaction.removal.index import Index
+from dagjax.compaction.removal.rounding import close, differing, runs_of, size
 from dagjax.jaxprs.interpret import evaluate
-from dagjax.jaxprs.program import is_literal
-
-_TOLERANCE = {"float64": 1e-10, "float32": 1e-4}  # of the largest value; others 2e-2
+from dagjax.jaxprs.program import program_of
 
 
 def verify(
@@ -38,7 +38,8 @@ def verify(
     xs = random_inputs(source)
     tree = jax.tree.structure(net)
     dense, ours = _outputs(tree.unflatten(masked), xs), _outputs(small, xs)
-    if not all(map(close, dense, ours)):
+    inputs = [*masked, *jax.tree.leaves(xs)]
+    if differing(dense, ours, lambda: runs_of(source.body, inputs)):
         raise CompactionError(_first(source, evaluator, small, masked, xs))
     if gradients:
         _gradients(tree, small, index, masked, xs)
@@ -57,30 +58,12 @@ def random_inputs(source: Source) -> tuple[Any, ...]:
 
     def draw(key: jax.Array, x: Any) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return key
+            return jax.random.split(key, x.shape) if x.shape else key
         if jnp.issubdtype(x.dtype, jnp.inexact):
             return jax.random.normal(key, x.shape, x.dtype)
         return jax.random.randint(key, x.shape, 0, 2).astype(x.dtype)
 
     return tree.unflatten([draw(k, x) for k, x in zip(keys, leaves, strict=False)])
-
-
-def close(one: Any, two: Any) -> bool:
-    """Whether two outputs are equal up to rounding."""
-    one, two = np.asarray(one), np.asarray(two)
-    if one.shape != two.shape:
-        return False
-    if one.dtype.kind in "biu":
-        return bool((one == two).all())
-    tolerance = _TOLERANCE.get(str(one.dtype), 2e-2)
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    same = np.isclose(one, two, rtol=0, atol=tolerance * _size(one), equal_nan=True)
-    return bool(same.all())
-
-
-def _size(x: np.ndarray) -> float:
-    finite = np.abs(x[np.isfinite(x)])
-    return float(finite.max()) if finite.size else 0.0
 
 
 def _first(
@@ -91,27 +74,32 @@ def _first(
     full = evaluate(source.body, [*masked, *inputs])
     held = jax.tree.leaves((small.params, small.state["user"]))
     left = evaluator.values(*held, *inputs, added=small.state["folded"])
-    for step in source.body.equations:
-        for var in step.eqn.outvars:
-            if var not in left or is_literal(var):
-                continue
-            x = full[var]
-            for axis, places in enumerate(evaluator.kept(var)):
-                x = x if places is None else take(x, places, axis)
-            if _is_finite(left[var]) and not _is_finite(x):
-                return (
-                    f"the masked network, with which the compacted one is compared, is "
-                    f"not finite from {step.name}{step.where} on (a norm of zeros?); "
-                    "verify=False returns the network as it is"
-                )
-            if not close(x, left[var]):
-                return (
-                    f"the compacted network differs from the masked one first in "
-                    f"{step.name}{step.where}, of shape {list(x.shape)}: by "
-                    f"{_gap(x, left[var]):.2g} relative. Please report this; "
-                    "verify=False returns the network as it is"
-                )
+    made = [(e, v) for e in source.body.equations for v in e.eqn.outvars if v in left]
+    again = runs_of(source.body, [*masked, *inputs], [v for _, v in made])
+    for (step, var), *runs in zip(made, *again, strict=True):
+        part = functools.partial(_kept, places=evaluator.kept(var))
+        x, y = part(full[var]), left[var]
+        if _is_finite(y) and not _is_finite(x):
+            return (
+                f"the masked network, with which the compacted one is compared, is "
+                f"not finite from {step.name}{step.where} on (a norm of zeros?); "
+                "verify=False returns the network as it is"
+            )
+        if not close(x, y, [*map(part, runs)]):
+            return (
+                f"the compacted network differs from the masked one first in "
+                f"{step.name}{step.where}, of shape {list(x.shape)}: by "
+                f"{_gap(x, y):.2g} relative. Please report this; "
+                "verify=False returns the network as it is"
+            )
     return "the outputs of the compacted network differ from those of the masked one"
+
+
+def _kept(x: Any, places: Any) -> Any:
+    """The kept entries of a value."""
+    for axis, kept in enumerate(places):
+        x = x if kept is None else take(x, kept, axis)
+    return x
 
 
 def _is_finite(x: Any) -> bool:
@@ -119,8 +107,7 @@ def _is_finite(x: Any) -> bool:
 
 
 def _gap(one: Any, two: Any) -> float:
-    one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
-    return float(np.abs(one - two).max() / max(_size(one), 1e-30))
+    return size(np.asarray(one) - np.asarray(two)) / max(size(one), 1e-30)
 
 
 def _gradients(
@@ -130,31 +117,38 @@ def _gradients(
     count = index.tree.num_leaves
     params, rest = masked[:count], masked[count:]
     weights = [
-        jax.random.normal(jax.random.key(i), y.shape)
+        jax.random.normal(jax.random.key(i), y.shape, y.dtype if _moves(y) else None)
         for i, y in enumerate(jax.tree.leaves(small(*xs)))
     ]
 
     def project(ys: Any) -> Any:
         pairs = zip(jax.tree.leaves(ys), weights, strict=True)
-        return sum(jnp.vdot(y, w.astype(y.dtype)) for y, w in pairs if _moves(y))
+        return sum(jnp.vdot(w, y).real for y, w in pairs if _moves(y))
 
     full = lambda p, rest: project(tree.unflatten([*p, *rest])(*xs))
     left = lambda p, net: project(net.replace(params=p)(*xs))
-    grad = lambda fn: jax.jit(jax.grad(fn, allow_int=True))
-    dense, ours = grad(full)(params, rest), grad(left)(small.params, small)
-    theirs = index.gather(index.tree.unflatten(dense))
-    named = jax.tree_util.tree_leaves_with_path(ours)
-    rows = zip(named, jax.tree.leaves(theirs), strict=True)
-    pairs = [(path, g, h) for (path, g), h in rows if _moves(g)]
-    scale = max((_size(np.asarray(g)) for _, g, _ in pairs if g.size), default=0.0)
-    for path, g, h in pairs:
-        gap = float(np.abs(np.asarray(g) - np.asarray(h)).max()) if g.size else 0.0
-        if gap > 1e-3 * scale:
-            raise CompactionError(
-                f"the gradient of {jax.tree_util.keystr(path)} differs from that in "
-                f"the masked network by {gap:.2g} (the largest is {scale:.2g})"
-            )
+    grad = lambda fn: jax.grad(fn, allow_int=True)
+    gathered = lambda leaves: _moving(index.gather(index.tree.unflatten(leaves)))
+
+    def again() -> list[Any]:
+        program = program_of(jax.make_jaxpr(grad(full))(params, rest))
+        return [[*gathered(run).values()] for run in runs_of(program, masked)]
+
+    theirs = gathered(jax.jit(grad(full))(params, rest))
+    ours = _moving(jax.jit(grad(left))(small.params, small))
+    for i in differing([*theirs.values()], [*ours.values()], again):
+        path, g = [*theirs.items()][i]
+        raise CompactionError(
+            f"the gradient of {path} differs from that in the masked network by "
+            f"{_gap(g, ours[path]):.2g} relative"
+        )
+
+
+def _moving(tree: Any) -> dict[str, Any]:
+    """The leaves that are no whole numbers, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): x for path, x in leaves if _moves(x)}
 
 
 def _moves(y: Any) -> bool:
-    return jnp.issubdtype(y.dtype, jnp.floating)
+    return jnp.issubdtype(y.dtype, jnp.inexact)

@@ -102,7 +102,7 @@ def test_the_new_state_shares_the_scan(params):
 
 
 def test_what_a_transformation_traced_does_not_leave_it(params):
-    """A bundle evaluates arcs of one call inside a vmap: nothing is shared out of it."""
+    """An arc may be evaluated inside a vmap: nothing is shared out of it."""
     (x,) = arrays((2, 5, 4))
     dag = dj.trace(from_one_node, params, x)
     signature, values = dag.graph.signature, {"x": x}
