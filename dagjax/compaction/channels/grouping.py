@@ -13,7 +13,7 @@ import numpy as np
 from dagjax.compaction.channels.closures import closures, over_closures
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array, Classes
-from dagjax.compaction.channels.traced_network import Source
+from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.compaction.removal.liveness import dead_of_masks
 
 _USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
@@ -125,7 +125,7 @@ class Extent:
 
 
 def groups_of(
-    source: Source, paths: Sequence[str], saved_flops: Array
+    source: TracedNetwork, paths: Sequence[str], saved_flops: Array
 ) -> tuple[dict[str, Group], Extent, frozenset[int]]:
     """All units of a program that can be removed exactly, by name of their group.
 
@@ -267,7 +267,7 @@ def _unique(named: tuple[str, int], taken: Any) -> str:
     return next(t for t in tries if t not in taken)
 
 
-def _levels(source: Source) -> Array:
+def _levels(source: TracedNetwork) -> Array:
     """`[classes]`: the number of contractions before a class is first met."""
     channels, depth = source.channels, {}
     found = np.full(channels.classes.count, np.iinfo(np.int32).max)

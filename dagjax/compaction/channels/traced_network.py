@@ -15,7 +15,7 @@ from dagjax.jaxprs.versions import shape_of, trace_context
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class TracedNetwork:
     """A network, traced at shapes of its inputs.
 
     Args:
@@ -44,7 +44,7 @@ class Source:
         return self.channels if coupled else self._loose
 
 
-def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
+def traced_network_of(net: Any, inputs: tuple[Any, ...] | None = None) -> TracedNetwork:
     """A network's program; traced once for networks of one structure.
 
     Args:
@@ -59,13 +59,13 @@ def source_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Source:
 
 
 @functools.lru_cache(maxsize=16)
-def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> Source:
+def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> TracedNetwork:
     del context
     inputs = form.unflatten(xs)
     run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
     closed, result = jax.make_jaxpr(run, return_shape=True)(list(shapes), inputs)
     body = program_of(closed)
-    return Source(body, jax.tree.structure(result), len(shapes), inputs)
+    return TracedNetwork(body, jax.tree.structure(result), len(shapes), inputs)
 
 
 def example_of(net: Any) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from dagjax.compaction.channels.grouping import (
 )
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import named
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.topology import Graph
 from dagjax.jaxprs.gc_paused import gc_paused
@@ -49,7 +49,7 @@ class Units(Mapping[str, Group]):
     """
 
     groups: dict[str, Group]
-    source: Source
+    source: TracedNetwork
     paths: tuple[str, ...]
     tree: Any
     terms: tuple[cost_model.Terms, cost_model.Terms]
@@ -201,11 +201,11 @@ def units(net: Any) -> Units:
         8 units in 1 groups; 67 parameters, 0.00 MFLOPs
     """
     graph = net.graph if isinstance(net, DAG) else None
-    return _units(source_of(net), jax.tree.structure(net.params), graph)
+    return _units(traced_network_of(net), jax.tree.structure(net.params), graph)
 
 
 @functools.lru_cache(maxsize=16)
-def _units(source: Source, tree: Any, graph: Graph | None) -> Units:
+def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
     """Values do not enter, so the units of a program are found once."""
     numbered = tree.unflatten(range(tree.num_leaves))
     paths, channels = tuple(named(numbered)), source.channels

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.mask_checks import named, network
-from dagjax.compaction.channels.traced_network import example_of, source_of
+from dagjax.compaction.channels.traced_network import example_of, traced_network_of
 from dagjax.compaction.removal.rounding import differing, runs_of
 from dagjax.compaction.removal.verify import random_inputs
 
@@ -102,7 +102,7 @@ def _filled(net: Any, model: nnx.Module) -> nnx.Module:
         nnx.update(copy, net.params, state.get("user") or {})
         judge = nnx.clone(copy)
         judge.eval()
-        source = source_of(net, example_of(net))
+        source = traced_network_of(net, example_of(net))
         xs = random_inputs(source)
         again = lambda: runs_of(source.body, jax.tree.leaves((net, xs)))
         ours, theirs = jax.tree.leaves(net(*xs)), jax.tree.leaves(judge(*xs))

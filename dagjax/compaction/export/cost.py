@@ -15,7 +15,7 @@ from dagjax.compaction.channels.traced_network import (
     batch_of,
     example_of,
     resized,
-    source_of,
+    traced_network_of,
 )
 from dagjax.compaction.channels.units import units
 from dagjax.compaction.removal.verify import random_inputs
@@ -113,7 +113,7 @@ def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
     inputs = example_of(net)
     old = batch_of(inputs) or 1
     batch = batch or old
-    xs = random_inputs(source_of(net, resized(inputs, batch)))
+    xs = random_inputs(traced_network_of(net, resized(inputs, batch)))
     compiled = jax.jit(lambda net, xs: net(*xs)).lower(net, xs).compile()
     analysis = compiled.cost_analysis() or {}
     held = jax.tree.leaves((net.params, net.state))

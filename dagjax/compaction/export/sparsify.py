@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import Source, example_of, source_of
+from dagjax.compaction.channels.traced_network import (
+    TracedNetwork,
+    example_of,
+    traced_network_of,
+)
 from dagjax.compaction.removal.compact import mask_leaves, masked
 from dagjax.graph.core.dag import count_params
 from dagjax.graph.tracing.naming import path_of
@@ -97,8 +101,8 @@ class _Form:
     shapes: tuple[Any, ...]
     inputs: tuple[Any, ...]
 
-    def source(self, inputs: tuple[Any, ...]) -> Source:
-        return source_of(self.tree.unflatten(self.shapes), inputs)
+    def source(self, inputs: tuple[Any, ...]) -> TracedNetwork:
+        return traced_network_of(self.tree.unflatten(self.shapes), inputs)
 
 
 def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
@@ -130,7 +134,7 @@ def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
         >>> bool(jnp.allclose(net(x), full(x), atol=1e-5))
         True
     """
-    source, flat = source_of(net), mask_leaves(net, mask)
+    source, flat = traced_network_of(net), mask_leaves(net, mask)
     leaves = jax.tree.leaves((net.params, net.state))
     leaves = masked(leaves, flat)
     named = jax.tree_util.tree_leaves_with_path(net.params)
@@ -168,7 +172,7 @@ def _choice(path: str, x: Any, able: bool, force: bool) -> Choice:
     return say(True, f"{times[-1]} of the dense time was measured")
 
 
-def _matrices(source: Source, count: int) -> set[int]:
+def _matrices(source: TracedNetwork, count: int) -> set[int]:
     """Places of parameters that only one product `x @ w` reads."""
     places = {v: i for i, v in enumerate(source.body.invars[:count])}
     readers: dict[int, list[Equation]] = {}
@@ -219,7 +223,7 @@ class _SparseEvaluation(Evaluation):
         return [_product(equation, where[0], *values)]
 
 
-def _run(source: Source, args: list[Any], rows: dict[int, Any]) -> list[Any]:
+def _run(source: TracedNetwork, args: list[Any], rows: dict[int, Any]) -> list[Any]:
     """The program, some of whose parameters are the entries of sparse matrices."""
     where = {source.body.invars[leaf]: entries for leaf, entries in rows.items()}
     return _SparseEvaluation(where).run(source.body, args)

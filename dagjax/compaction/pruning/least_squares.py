@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.traced_network import Source
+from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.compaction.pruning.features import axes_of, features, home, local, size
 from dagjax.compaction.pruning.sums import CONTRACTIONS, Sum, Sums, inlined, reads
 from dagjax.jaxprs.interpret import bind
@@ -25,7 +25,7 @@ class Walk:
     A sum that is refitted is made a second time, of features that are there.
     """
 
-    def __init__(self, source: Source, leaves: Any, masks: Any, xs: Any):
+    def __init__(self, source: TracedNetwork, leaves: Any, masks: Any, xs: Any):
         names, consts, body = {}, {}, source.body
         self.steps = [*inlined(body, names, consts)]
         ends = [a if is_literal(a) else names.get(a, a) for a in body.outvars]

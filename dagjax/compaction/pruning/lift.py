@@ -19,7 +19,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.channels.units import units
 from dagjax.compaction.pruning.budget import prune_units
 from dagjax.compaction.pruning.least_squares import Walk
@@ -253,7 +253,7 @@ def _summed(eqn: Any, side: int) -> list[tuple[int, int]]:
     return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
 
 
-def _opened(net: Any, data: Any) -> tuple[Source, list[Any]]:
+def _opened(net: Any, data: Any) -> tuple[TracedNetwork, list[Any]]:
     """The program at the shapes of the data, and the data."""
     inputs = data if isinstance(data, tuple) else (data,)
     if not all(map(_is_sound, jax.tree.leaves(inputs))) or not jax.tree.leaves(inputs):
@@ -262,7 +262,9 @@ def _opened(net: Any, data: Any) -> tuple[Source, list[Any]]:
             "and not empty"
         )
     inputs = jax.tree.map(jnp.asarray, inputs)
-    return source_of(net, jax.tree.map(shape_of, inputs)), jax.tree.leaves(inputs)
+    return traced_network_of(net, jax.tree.map(shape_of, inputs)), jax.tree.leaves(
+        inputs
+    )
 
 
 def _is_sound(x: Any) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
-from dagjax.compaction.channels.traced_network import Source
+from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.graph.core.dag import DAG
 from dagjax.jaxprs.primitives import primitives_with
 
@@ -53,7 +53,7 @@ def _inside(path: str, arc: str) -> bool:
     return path.startswith(f"{arc}/") or f"/{arc}/" in f"/{path}"
 
 
-def refuse_random(source: Source, masks: list[Any]) -> None:
+def refuse_random(source: TracedNetwork, masks: list[Any]) -> None:
     """A unit that is masked, along an axis that random numbers are drawn for.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.mask_checks import leaves_like, named
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.checks import refuse_random, refuse_training
 from dagjax.compaction.removal.compacted import Cutting, Small
 from dagjax.compaction.removal.evaluate import CutEvaluation
@@ -82,7 +82,7 @@ def compact(
     """
     if verify not in (True, False, "gradients"):
         raise CompactionError(f'verify is True, False or "gradients", got {verify!r}')
-    source = source_of(net)
+    source = traced_network_of(net)
     refuse_training(net)
     leaves, flat, live = settled(net, mask, source, coupled)
     refuse_random(source, flat)
@@ -108,7 +108,7 @@ def _left(x: Any, m: Any, keep: Any) -> Any:
 
 
 def settled(
-    net: Any, mask: Any, source: Source, coupled: bool = True
+    net: Any, mask: Any, source: TracedNetwork, coupled: bool = True
 ) -> tuple[Any, Any, Liveness]:
     """The leaves, the masks of the parameters among them, and what can go."""
     flat = mask_leaves(net, mask)
@@ -151,7 +151,12 @@ def _parts(net: Any, leaves: list[Any]) -> tuple[Any, Any]:
 
 
 def _cut(
-    net: Any, source: Source, live: Liveness, leaves: Any, flat: Any, coupled: bool
+    net: Any,
+    source: TracedNetwork,
+    live: Liveness,
+    leaves: Any,
+    flat: Any,
+    coupled: bool,
 ) -> Any:
     channels = source.channels_of(coupled)
     kept = channels.kept(live.removed)

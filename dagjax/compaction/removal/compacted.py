@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.evaluate import CutEvaluation
 from dagjax.compaction.removal.folding import Recipe
 from dagjax.compaction.removal.liveness import Round, replayed
@@ -49,7 +49,7 @@ class Cutting:
         self.prunable, self.coupled = prunable, coupled
         self.tree, self.shapes, self.inputs = tree, tuple(shapes), inputs
         self.rounds, self.recipe = rounds, recipe
-        self._plans: dict[Any, tuple[Source, CutEvaluation]] = {}
+        self._plans: dict[Any, tuple[TracedNetwork, CutEvaluation]] = {}
         self._mesh = current_mesh()
         self.key = (
             tree, tuple(map(str, self.shapes)), str(inputs), recipe, prunable, coupled,
@@ -66,16 +66,16 @@ class Cutting:
     def __deepcopy__(self, memo: Any) -> Cutting:
         return self  # frozen, and jaxprs do not copy
 
-    def plan(self, inputs: tuple[Any, ...]) -> tuple[Source, CutEvaluation]:
+    def plan(self, inputs: tuple[Any, ...]) -> tuple[TracedNetwork, CutEvaluation]:
         """The program at these shapes of the inputs, and how it is evaluated."""
         key = _form(inputs)
         if key not in self._plans:
             with tracing_for(self._mesh):  # not for the one of this call
-                source = source_of(self.tree.unflatten(self.shapes), inputs)
+                source = traced_network_of(self.tree.unflatten(self.shapes), inputs)
                 self._again(source)
         return self._plans[key]
 
-    def _again(self, source: Source) -> None:
+    def _again(self, source: TracedNetwork) -> None:
         """The same cut in the program of other shapes."""
         channels = source.channels_of(self.coupled)
         replay = replayed(channels, self.rounds, self.prunable)
@@ -94,7 +94,7 @@ class Cutting:
             )
         self.remember(source, CutEvaluation(channels, kept, facts, recipe.folds))
 
-    def remember(self, source: Source, evaluator: CutEvaluation) -> None:
+    def remember(self, source: TracedNetwork, evaluator: CutEvaluation) -> None:
         """Keep the plan for the shapes of a program."""
         self._plans[_form(source.inputs)] = source, evaluator
 
@@ -141,7 +141,7 @@ class Small:
         made = evaluator(*args, added=self.state["folded"])
         return jax.tree.unflatten(source.result, made)
 
-    def _leaves(self, source: Source, evaluator: CutEvaluation) -> list[Any]:
+    def _leaves(self, source: TracedNetwork, evaluator: CutEvaluation) -> list[Any]:
         """The leaves; one that nothing reads is empty, and stands for zeros here.
 
         A loop or a sum still takes it, at its size, beside what it has lost.

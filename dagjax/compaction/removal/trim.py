@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dagjax.compaction.channels.traced_network import Source, source_of
+from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.compact import settled
 
 
@@ -35,7 +35,7 @@ def trim(net: Any, mask: Any) -> Any:
         >>> dj.trim(dag, mask)["Dense"]["kernel"][0]     # nothing reads unit 0
         Array([False,  True,  True,  True], dtype=bool)
     """
-    source, before = source_of(net), None
+    source, before = traced_network_of(net), None
     while before is None or _count(mask) < before:
         before, mask = _count(mask), _without_dead(net, mask, source)
     return mask
@@ -48,7 +48,7 @@ def _count(mask: Any) -> int | float:
     return np.inf if holes else sum(int(np.sum(m)) for m in leaves)
 
 
-def _without_dead(net: Any, mask: Any, source: Source) -> Any:
+def _without_dead(net: Any, mask: Any, source: TracedNetwork) -> Any:
     """One pass: the mask without the entries that it has made dead."""
     leaves, _, live = settled(net, mask, source)
     count = len(jax.tree.leaves(net.params))

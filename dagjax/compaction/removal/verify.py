@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
-from dagjax.compaction.channels.traced_network import Source
+from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.compaction.removal.compacted import Small
 from dagjax.compaction.removal.evaluate import CutEvaluation, take
 from dagjax.compaction.removal.index import Index
@@ -51,7 +51,7 @@ def _outputs(net: Any, xs: tuple[Any, ...]) -> list[Any]:
     return jax.tree.leaves(net(*xs))
 
 
-def random_inputs(source: Source) -> tuple[Any, ...]:
+def random_inputs(source: TracedNetwork) -> tuple[Any, ...]:
     """Inputs of the network's shapes: normal numbers, small whole ones, keys."""
     leaves, tree = jax.tree.flatten(source.inputs)
     keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
@@ -67,7 +67,11 @@ def random_inputs(source: Source) -> tuple[Any, ...]:
 
 
 def _first(
-    source: Source, evaluator: CutEvaluation, small: Small, masked: list[Any], xs: Any
+    source: TracedNetwork,
+    evaluator: CutEvaluation,
+    small: Small,
+    masked: list[Any],
+    xs: Any,
 ) -> str:
     """The first value that differs, in words."""
     inputs = jax.tree.leaves(xs)
