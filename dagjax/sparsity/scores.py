@@ -36,7 +36,15 @@ def magnitude(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
         [2. 1.]
     """
     del key, batch
-    return masks.tree_map(lambda _, w: jnp.abs(w), mask, params)
+    return masks.tree_map(lambda _, w: _absolute(w), mask, params)
+
+
+def _absolute(w: jax.Array) -> jax.Array:
+    """Magnitudes; of signed integers without a sign, as the least has no negative."""
+    if not jnp.issubdtype(w.dtype, jnp.signedinteger):
+        return jnp.abs(w)
+    unsigned = jnp.dtype(f"u{w.dtype}")
+    return jax.lax.bitcast_convert_type(jnp.abs(w), unsigned)
 
 
 def random(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dagjax.sparsity import masks, units
 from dagjax.sparsity.masks import Mask, Path
@@ -53,7 +55,9 @@ def grouped_topk(label: Callable[[Path], Hashable]) -> Selection:
         new: list[Any] = [None] * len(leaves)
         for members in groups.values():
             alive = [leaves[i][1] for i in members]
-            keep = _topk([values[i] for i in members], alive, density)
+            total = sum(a.size for a in alive)
+            ours = _comparable([values[i] for i in members])
+            keep = _topk(ours, alive, _wanted(density, total))
             for i, leaf in zip(members, keep, strict=True):
                 new[i] = leaf
         return jax.tree.unflatten(tree, new)
@@ -142,14 +146,13 @@ def _check(density: Any) -> None:
 
 @jax.jit  # called eagerly, it would compile its search anew every time
 def _topk(
-    scores: Sequence[jax.Array], alive: Sequence[jax.Array], density: Any
+    scores: Sequence[jax.Array], alive: Sequence[jax.Array], wanted: Any
 ) -> list[jax.Array]:
     total = sum(a.size for a in alive)
-    wide = [_wide(s) for s in scores]
-    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in wide) else jnp.float32
-    keys = [_order_bits(s.astype(dtype), a) for s, a in zip(wide, alive, strict=True)]
+    dtype = jnp.result_type(*scores)
+    keys = [_order_bits(s.astype(dtype), a) for s, a in zip(scores, alive, strict=True)]
     count = lambda test: sum(jnp.sum(test(u), dtype=jnp.int32) for u in keys)
-    k = jnp.minimum(_wanted(density, total), count(lambda u: u > 0))
+    k = jnp.minimum(wanted, count(lambda u: u > 0))
     # The largest threshold that leaves at least k entries at or above it.
     least = _largest(lambda t: count(lambda u: u >= t) - k, keys[0].dtype)
     ties = k - count(lambda u: u > least)
@@ -169,8 +172,51 @@ def _topk(
 
 
 def _wanted(density: Any, total: int) -> jax.Array:
-    """`round(density * total)`, half to even, of the float32 density."""
-    return jnp.round(jnp.asarray(density, jnp.float32) * total).astype(jnp.int32)
+    """`round(density * total)`, half to even."""
+    if isinstance(density, numbers.Real):
+        return jnp.asarray(round(float(density) * total), jnp.int32)
+    share, whole = jnp.asarray(density, jnp.float32), jnp.float32(total)
+    product = share * whole
+    low, rest = jnp.floor(product), _rounding_error(share, whole, product)
+    between = (product - low == 0.5) & (rest != 0)  # a half by rounding alone
+    nearest = jnp.where(between, jnp.where(rest > 0, low + 1, low), jnp.round(product))
+    return nearest.astype(jnp.int32)
+
+
+def _rounding_error(a: jax.Array, b: jax.Array, product: jax.Array) -> jax.Array:
+    """`a b - product`, exactly, of float32 numbers in halves (Dekker 1971)."""
+    high = lambda x: (x * 4097) - (x * 4097 - x)
+    a1, b1 = high(a), high(b)
+    a2, b2 = a - a1, b - b1
+    return ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def _comparable(scores: Sequence[Any]) -> list[jax.Array]:
+    """Scores of one type in which all of them are exact; else their ranks."""
+    known = [s for s in scores if not isinstance(s, Tracer)]
+    wide = len(known) == len(scores) and any(
+        s.dtype.itemsize == 8 and jnp.asarray(s).dtype != s.dtype for s in known
+    )
+    if wide:
+        return _ranks([np.asarray(s) for s in known])
+    arrays = [jnp.asarray(s) for s in scores]
+    whole = [jnp.issubdtype(a.dtype, jnp.integer) for a in arrays]
+    if all(whole):
+        largest = jnp.result_type(*arrays, jnp.int32)
+        return [a.astype(largest) for a in arrays]
+    return [*map(_wide, arrays)]
+
+
+def _ranks(scores: Sequence[np.ndarray]) -> list[jax.Array]:
+    """The place of each score among all of them; equal ones have one."""
+    flat = np.concatenate([s.ravel() for s in scores])
+    _, rank = np.unique(flat, return_inverse=True)
+    rank = np.where(np.isnan(flat), -1, rank.reshape(-1))
+    parts = np.split(rank, np.cumsum([s.size for s in scores])[:-1])
+    return [
+        jnp.asarray(part.reshape(s.shape), jnp.int32)
+        for part, s in zip(parts, scores, strict=True)
+    ]
 
 
 def _largest(
@@ -198,10 +244,22 @@ def _largest(
 
 def _order_bits(scores: jax.Array, alive: jax.Array) -> jax.Array:
     """Unsigned numbers in the order of the scores; 0 for the dead, 1 for NaN."""
-    unsigned = jnp.uint64 if scores.dtype == jnp.float64 else jnp.uint32
+    unsigned = jnp.uint64 if scores.dtype.itemsize == 8 else jnp.uint32
+    if jnp.issubdtype(scores.dtype, jnp.integer):
+        order = _order_of_integers(scores, unsigned)
+        return jnp.where(alive, order, jnp.zeros_like(order))
     bits = jax.lax.bitcast_convert_type(scores, unsigned)
     sign = jnp.ones((), unsigned) << (jnp.iinfo(unsigned).bits - 1)
     bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)  # -0.0 ties with 0.0
     order = jnp.where(bits >= sign, ~bits, bits | sign)
     order = jnp.where(jnp.isnan(scores), jnp.ones_like(order), order)
     return jnp.where(alive, order, jnp.zeros_like(order))
+
+
+def _order_of_integers(scores: jax.Array, unsigned: Any) -> jax.Array:
+    """Unsigned numbers in the order of integers, from 2 on; the last three are one."""
+    info = jnp.iinfo(scores.dtype)
+    bits = jax.lax.bitcast_convert_type(scores, unsigned)
+    order = bits ^ jnp.asarray(info.min % 2**info.bits, unsigned)
+    top = jnp.asarray(jnp.iinfo(unsigned).max - 2, unsigned)
+    return jnp.minimum(order, top) + jnp.asarray(2, unsigned)

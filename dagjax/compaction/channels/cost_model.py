@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
+from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.program import Equation, Program
+
+CONTRACTIONS = primitives_with(kind="contraction")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,33 +94,60 @@ def parameters(channels: Channels, count: int) -> Terms:
 
 
 def operations(channels: Channels) -> Terms:
-    """Floating-point operations of products and convolutions, a multiply-add as two."""
-    found = _Collector(channels)
-    for step, times in _contractions(channels.body, 1):
-        ends = [(step.eqn.outvars[0], d) for d in range(_rank(step.eqn.outvars[0]))]
-        ends += _summed(channels, step)
-        found.add(2.0 * times, ends, step)
-    return found.terms()
+    """Floating-point operations of products and convolutions, a multiply-add as two.
+
+    Of a condition those of the branch that costs most, of a `while` those of one pass.
+    """
+    collector = _Collector(channels)
+    for equation, times in _contractions(channels.body, 1):
+        (out,) = equation.eqn.outvars
+        ends = [(out, d) for d in range(out.aval.ndim)] + _summed(equation)
+        collector.add(2.0 * times, ends, equation)
+    return collector.terms()
 
 
-def _rank(var: Any) -> int:
-    return len(var.aval.shape)
+def flops_of(program: Program) -> float:
+    """The same of a whole program; NaN where a `while` may run any number of times."""
+    total = 0.0
+    for equation in program.equations:
+        inner = [flops_of(body) for body in equation.bodies]
+        if equation.name in CONTRACTIONS:
+            ends = _summed(equation)
+            sizes = [v.aval.shape[a] for v, a in ends]
+            total += (
+                2.0 * math.prod(equation.eqn.outvars[0].aval.shape) * math.prod(sizes)
+            )
+        elif equation.name == "while":
+            total += math.nan if any(inner) else 0.0
+        else:
+            total += _passes(equation) * max(inner, default=0.0)
+    return total
 
 
-def _summed(channels: Channels, step: Equation) -> list[tuple[Any, int]]:
+def _passes(equation: Equation) -> int:
+    return equation.eqn.params["length"] if equation.name == "scan" else 1
+
+
+def _summed(equation: Equation) -> list[tuple[Any, int]]:
     """The axes that are summed for one entry of the output."""
-    if step.name == "dot_general":
-        pairs = channels.wires[step].contracted
-        return [(step.eqn.invars[i], a) for (i, a), _ in pairs]
-    out, *rest = step.eqn.params["dimension_numbers"].rhs_spec
-    del out
-    return [(step.eqn.invars[1], a) for a in rest]
+    eqn, params = equation.eqn, equation.eqn.params
+    if equation.name == "conv_general_dilated":
+        _, *rest = params["dimension_numbers"].rhs_spec
+        return [(eqn.invars[1], a) for a in rest]
+    if equation.name == "ragged_dot_general":
+        numbers = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    else:
+        numbers = params["dimension_numbers"]
+    (left, _), _ = numbers
+    return [(eqn.invars[0], a) for a in left]
 
 
 def _contractions(body: Program, times: int) -> Iterator[tuple[Equation, int]]:
-    for step in body.equations:
-        if step.name in ("dot_general", "conv_general_dilated"):
-            yield step, times
-        length = step.eqn.params.get("length", 1) if step.name == "scan" else 1
-        for inner in step.bodies:
-            yield from _contractions(inner, times * length)
+    for equation in body.equations:
+        if equation.name in CONTRACTIONS:
+            yield equation, times
+        bodies = equation.bodies
+        if equation.name == "cond":
+            bodies = (max(bodies, key=flops_of),)
+        for inner in bodies:
+            yield from _contractions(inner, times * _passes(equation))

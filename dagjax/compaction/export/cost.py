@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.compaction.channels.cost_model import flops_of
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.traced_network import (
     batch_of,
@@ -17,7 +18,6 @@ from dagjax.compaction.channels.traced_network import (
     resized,
     traced_network_of,
 )
-from dagjax.compaction.channels.units import units
 from dagjax.compaction.removal.verify import random_inputs
 from dagjax.graph.core.dag import count_params
 
@@ -29,7 +29,8 @@ class Cost:
     Args:
         params: Scalars that are trained.
         bytes: What parameters and state take.
-        flops: Operations of products and convolutions, a multiply-add as two.
+        flops: Operations of products and convolutions, a multiply-add as two; of a
+            condition those of its larger branch, NaN where a `while` holds products.
         compiled_flops: What XLA counts in the compiled program; NaN where it does not.
         latency: Seconds of one compiled call, the median; NaN if not measured.
         batch: The batch size.
@@ -111,16 +112,16 @@ def cost(
 
 def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
     inputs = example_of(net)
-    old = batch_of(inputs) or 1
-    batch = batch or old
-    xs = random_inputs(traced_network_of(net, resized(inputs, batch)))
+    batch = batch or batch_of(inputs) or 1
+    source = traced_network_of(net, resized(inputs, batch))
+    xs = random_inputs(source)
     compiled = jax.jit(lambda net, xs: net(*xs)).lower(net, xs).compile()
     analysis = compiled.cost_analysis() or {}
     held = jax.tree.leaves((net.params, net.state))
     return Cost(
         count_params(net.params),
         sum(x.nbytes for x in held if hasattr(x, "nbytes")),
-        units(net).total[0] * batch / old,
+        flops_of(source.body),
         float(analysis.get("flops", np.nan)),
         _latency(compiled, net, xs) if latency else float("nan"),
         batch,

@@ -197,6 +197,7 @@ class _Programs:
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     """Arrays by number; of types that numpy does not know the bytes."""
     buffer = io.BytesIO()
-    raw = lambda x: x if x.dtype.kind in "biufc" else x.view(f"u{x.dtype.itemsize}")
+    plain = lambda x: x.dtype.isbuiltin == 1 and x.dtype.kind in "biufc"
+    raw = lambda x: x if plain(x) else x.view(f"u{x.dtype.itemsize}")
     np.savez(buffer, **{str(i): raw(x) for i, x in enumerate(arrays.values())})
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from dagjax.graph.core.dag import DAG, parts_of
@@ -96,7 +96,8 @@ def split(dag: DAG, arc: str) -> DAG:
     called |= {end: whole.target} if ends_here else {}
     arcs = [_outer(a, called, whole, ends_here and a.target == end) for a in inner.arcs]
     if not ends_here:
-        arcs.append(Arc(f"{arc}/pass", called[end], whole.target, identity, whole.port))
+        name = unused(f"{arc}/pass", {a.name for a in arcs})
+        arcs.append(Arc(name, called[end], whole.target, identity, whole.port))
     merges = {called[n]: m for n, m in inner.merges}
     spaces = {called[n]: s for n, s in inner.spaces} | dict(graph.spaces)
     rest = [a for a in graph.arcs if a.name != arc]
@@ -172,6 +173,12 @@ def _ends(graph: Graph, inside: tuple[Arc, ...]) -> tuple[str, str]:
                     "add it, or end the part there"
                 )
     return begin[0], end[0]
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of `name_2, name_3, ...` that is not taken."""
+    numbered = (f"{name}_{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n not in taken)
 
 
 def _check_names(names: Iterable[str], rest: list[Arc]) -> None:

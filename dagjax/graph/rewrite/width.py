@@ -18,8 +18,9 @@ from dagjax.graph.core.topology import Arc, Graph, GraphError
 def narrow(graph: Graph, factor: float) -> Graph:
     """The same graph with `round(factor * features)` features in every hidden layer.
 
-    The last layer before an output keeps its features. Only Flax modules with a field
-    `features` are changed.
+    The last layers before an output keep their features, also where something without
+    any (a softmax, a skip) stands between. Only Flax modules with a field `features`
+    are changed.
 
     Args:
         graph: A graph of Flax layers.
@@ -30,8 +31,7 @@ def narrow(graph: Graph, factor: float) -> Graph:
         >>> dj.narrow(dj.zoo.mlp((100, 10)), 0.3).arcs[0]
         Arc('fc1': in -> n1, flatten > Dense(30))
     """
-    arcs = [_narrow_arc(graph, arc, factor, arc.target in graph.outputs)
-            for arc in graph.arcs]  # fmt: skip
+    arcs = _narrow_arcs(graph, factor, last=True)
     known = {n: space for n, space in graph.spaces if n in graph.inputs}
     return graph.replace(arcs=arcs, spaces=known)
 
@@ -79,19 +79,38 @@ def _count(graph: Graph, xs: Any) -> int:
     return count_params(dag.params)
 
 
-def _narrow_arc(graph: Graph, arc: Arc, factor: float, last: bool) -> Arc:
-    fn = _narrow_function(arc.fn, factor, last)
-    return dataclasses.replace(arc, fn=fn)
+def _narrow_arcs(graph: Graph, factor: float, last: bool) -> list[Arc]:
+    final = _as_wide_as_the_outputs(graph) if last else frozenset()
+    return [
+        dataclasses.replace(a, fn=_narrow_function(a.fn, factor, a.target in final))
+        for a in graph.arcs
+    ]
+
+
+def _as_wide_as_the_outputs(graph: Graph) -> frozenset[str]:
+    """The nodes from which an output is reached past no layer with features.
+
+    Arcs stand in the order of their targets' levels, so that one pass backwards is
+    enough.
+    """
+    final = {*graph.outputs}
+    for arc in reversed(graph.arcs):
+        if arc.target in final and _passes(arc.fn):
+            final.add(arc.source)
+    return frozenset(final)
+
+
+def _passes(fn: Function) -> bool:
+    """Whether the width of its input is that of its output."""
+    if isinstance(fn, Nested):
+        return bool({*fn.fn.inputs} & _as_wide_as_the_outputs(fn.fn))
+    return not _has_features(fn)
 
 
 def _narrow_function(fn: Function, factor: float, last: bool) -> Function:
-    """`last`: keep the last layer that has features, narrow what comes before."""
+    """`last`: keep the last layers that have features, narrow what comes before."""
     if isinstance(fn, Nested):
-        readout = [a for a in fn.fn.arcs if _has_features(a.fn)][-1:] if last else []
-        arcs = [
-            dataclasses.replace(a, fn=_narrow_function(a.fn, factor, a in readout))
-            for a in fn.fn.arcs
-        ]
+        arcs = _narrow_arcs(fn.fn, factor, last)
         return Nested(fn.fn.replace(arcs=arcs, spaces={}))
     if last or not _has_features(fn):
         return fn
