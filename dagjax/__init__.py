@@ -15,15 +15,12 @@ from dagjax.compaction.export.sparsify import sparsify as sparsify
 from dagjax.compaction.pruning.budget import CompactionWarning as CompactionWarning
 from dagjax.compaction.pruning.budget import prune_units as prune_units
 from dagjax.compaction.pruning.lift import lift_prune as lift_prune
-from dagjax.compaction.pruning.scores import unit_scores as unit_scores
 from dagjax.compaction.pruning.sensitivity import sensitivity as sensitivity
 from dagjax.compaction.removal.compact import Compacted as Compacted
 from dagjax.compaction.removal.compact import compact as compact
 from dagjax.compaction.removal.compacted import Small as Small
 from dagjax.compaction.removal.trim import trim as trim
 from dagjax.experiments import data as data
-from dagjax.experiments.granularity import GRANULARITIES as GRANULARITIES
-from dagjax.experiments.granularity import make_pruner as make_pruner
 from dagjax.experiments.lottery import make_lottery as make_lottery
 from dagjax.experiments.model import Model as Model
 from dagjax.experiments.model import as_model as as_model
@@ -94,11 +91,9 @@ from dagjax.graph.rewrite.bundle import unbundle as unbundle
 from dagjax.graph.rewrite.contract import contract as contract
 from dagjax.graph.rewrite.contract import split as split
 from dagjax.graph.rewrite.width import narrow as narrow
-from dagjax.graph.rewrite.width import narrow_to as narrow_to
 from dagjax.graph.tracing.adapters import from_linen as from_linen
 from dagjax.graph.tracing.adapters import from_nnx as from_nnx
 from dagjax.graph.tracing.trace import trace as trace
-from dagjax.graph.zoo.convolution import matmul_conv as matmul_conv
 from dagjax.graph.zoo.convolution import scan_conv as scan_conv
 from dagjax.jaxprs.messages import TraceError as TraceError
 from dagjax.jaxprs.messages import TraceWarning as TraceWarning

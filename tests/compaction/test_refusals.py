@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import dagjax as dj
+from dagjax.compaction.pruning.scores import unit_scores
 from tests.graph import nets
 
 
@@ -87,7 +88,7 @@ def test_messages_say_what_to_do():
         (lambda: dj.prune_units(net, nothing, density=0.5), "no scores"),
         (lambda: dj.prune_units(net, jax.tree.map(jnp.log, net.params), density=0.5),
          "units of group 'Dense' are NaN"),
-        (lambda: dj.unit_scores(net, "l2", reduce="sum"), "reduce 'sum'"),
+        (lambda: unit_scores(net, "l2", reduce="sum"), "reduce 'sum'"),
         (lambda: dj.compact(net, {"Dense": None, "Dense_1": jnp.ones(3)}), "mask"),
         (lambda: dj.compact(net, True), "a mask is a tree like .* got bool"),
         (lambda: dj.trim(net, {}), "which holds Dense/bias, Dense/kernel"),

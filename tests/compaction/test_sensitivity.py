@@ -8,6 +8,7 @@ import pytest
 
 import dagjax as dj
 from dagjax.compaction.pruning import sensitivity as module
+from dagjax.compaction.pruning.scores import unit_scores
 from dagjax.compaction.pruning.sensitivity import sensitivity
 from dagjax.report.sensitivity import draw_sensitivity
 from tests.graph import nets
@@ -25,7 +26,7 @@ def case():
 def by_hand(dag, x, y, name, density):
     """Accuracy and cross entropy of the network that `prune_units` masks."""
     found = dj.units(dag)
-    scores = dj.unit_scores(dag, "l2", found)[name]
+    scores = unit_scores(dag, "l2", found)[name]
     order = np.argsort(-scores, kind="stable")[: max(1, round(density * len(scores)))]
     mask = found.mask({name: np.isin(np.arange(len(scores)), order)})
     out = dag.replace(params=dj.masks.apply(mask, dag.params))(x)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import dagjax as dj
 from dagjax.experiments import run as driver
-from dagjax.experiments.granularity import GRANULARITIES, every_node_fed
+from dagjax.experiments.granularity import GRANULARITIES, every_node_fed, make_pruner
 from dagjax.experiments.store import Store
 from dagjax.experiments.train import TrainInfo, evaluate, make_trainer
 from dagjax.sparsity import units
@@ -41,7 +41,7 @@ class Both:
         task = dj.Task(self.loss, tiny.squares)
         model = dj.as_model(make(), gated=prune == "arcs")
         self.model, self.tx = model, dj.make_tx("momentum", 0.02)
-        pruner = dj.make_pruner(prune, None, model, task)
+        pruner = make_pruner(prune, None, model, task)
         self.traces, self.reports = [], tiny.Calls()
         self.setup = driver.Setup(CONFIG, model, task, self.tx, pruner, prune, REWIND)
         self.keys = dj.make_keys(SEEDS)
@@ -396,7 +396,7 @@ def test_magnitude_finds_a_planted_ticket():
         "gates": {},
     }
     full = tiny.everything(jax.tree.map(jnp.asarray, theta))
-    pruner = dj.make_pruner("weights", None, model, dj.task_of(data))
+    pruner = make_pruner("weights", None, model, dj.task_of(data))
     mask, _ = pruner.update(None, (), theta, full, None, (4 * 2 + 4) / (8 * 4 + 4))
     found = mask["params"]["fc1"]["Dense"]["kernel"]
     assert np.array_equal(found, params["Dense_0"]["kernel"] != 0)

@@ -9,6 +9,7 @@ import pytest
 
 import dagjax as dj
 from dagjax.graph.core.dag import count_params
+from dagjax.graph.rewrite.width import narrow_to
 
 
 def count(graph, *xs):
@@ -114,7 +115,7 @@ def test_nearest_number_of_parameters(wanted):
     pairs = {(width(20, i), width(12, i)) for i in range(1, 241)}
     counts = [65 * a + (a + 1) * b + 10 * (b + 1) for a, b in pairs]
     assert count(graph, x) == max(counts) == 1682
-    got = count(dj.narrow_to(graph, wanted, x), x)
+    got = count(narrow_to(graph, wanted, x), x)
     assert abs(got - wanted) == min(abs(c - wanted) for c in counts)
 
 
@@ -122,7 +123,7 @@ def test_nearest_number_of_parameters(wanted):
 def test_nearest_of_the_zoo(name, share):
     graph = NETS[name]()
     full = count(graph, IMAGE)
-    got = count(dj.narrow_to(graph, round(share * full), IMAGE), IMAGE)
+    got = count(narrow_to(graph, round(share * full), IMAGE), IMAGE)
     assert got == pytest.approx(share * full, rel=0.1)
 
 
@@ -139,4 +140,4 @@ def test_nothing_to_narrow(graph):
     if len(graph.arcs) == 3:
         graph = dj.series(dj.block(*[arc.fn for arc in graph.arcs]))
     with pytest.raises(dj.GraphError, match="cannot be narrowed: no hidden layer"):
-        dj.narrow_to(graph, 2, jnp.ones((1, 4)))
+        narrow_to(graph, 2, jnp.ones((1, 4)))

@@ -50,7 +50,7 @@ def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
 
     Example:
         >>> import dagjax as dj, jax.numpy as jnp
-        >>> dj.narrow_to(dj.zoo.mlp((100, 10), input_shape=(4,)), 760, jnp.ones((1, 4)))
+        >>> narrow_to(dj.zoo.mlp((100, 10), input_shape=(4,)), 760, jnp.ones((1, 4)))
         Graph(3 nodes, 2 arcs, 2 levels: in -> out)
     """
     if narrow(graph, 1e-9) == narrow(graph, 1.0):
