@@ -16,17 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.experiments.controls import CONTROLS, Controls, narrowed
 from dagjax.experiments.cutout import CutOut, cut_out
 from dagjax.experiments.examples import Data, check
+from dagjax.experiments.experiment import Experiment, Report, Setup
 from dagjax.experiments.granularity import GRANULARITIES, check_densities, make_pruner
 from dagjax.experiments.model import Model, as_model
 from dagjax.experiments.optimizers import make_tx
 from dagjax.experiments.result import Record, table
-from dagjax.experiments.run import BRANCHES, Experiment, Report, Setup, narrowed
+from dagjax.experiments.run_folder import TICKETS
 from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
 from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
-from dagjax.experiments.tickets import TICKETS
 from dagjax.experiments.train import TrainConfig, Trained
 from dagjax.graph.core.topology import Graph
 from dagjax.report import drawing, figures
@@ -119,7 +120,7 @@ def lottery(
     densities: Sequence[float] = DENSITIES,
     prune: str = "weights",
     score: str | None = None,
-    controls: Sequence[str] = BRANCHES,
+    controls: Sequence[str] = CONTROLS,
     rewind: int = 0,
     steps: int = 1000,
     batch: int = 60,
@@ -232,8 +233,9 @@ def lottery(
         tickets=_tickets(out, resume), keep=keep,
     )  # fmt: skip
     tickets = experiment.rounds()
-    branches = {name: experiment.branch(name, tickets) for name in controls}
-    record = experiment.record(tickets, branches, settings)
+    ablations = Controls(experiment, tickets)
+    finished = {name: ablations.run(name) for name in controls}
+    record = experiment.record(tickets, finished, settings)
     cut = None
     if compact and prune == "units":
         cut = cut_out(experiment, tickets, first_seed, compact_seeds)
@@ -314,9 +316,9 @@ def _feasible(
     controls: Sequence[str], setup: Setup, data: Data, seeds: int
 ) -> tuple[str, ...]:
     """The controls that this network and this number of seeds allow."""
-    if unknown := [name for name in controls if name not in BRANCHES]:
+    if unknown := [name for name in controls if name not in CONTROLS]:
         raise ValueError(
-            f"no control named {unknown[0]!r}; controls are {', '.join(BRANCHES)}"
+            f"no control named {unknown[0]!r}; controls are {', '.join(CONTROLS)}"
         )
     left_out = {}
     if seeds < 2:

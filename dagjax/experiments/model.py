@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -11,8 +11,29 @@ from dagjax.graph.core import dag as _dag
 from dagjax.graph.core import initialize
 from dagjax.graph.core.combine import as_graph
 from dagjax.graph.core.topology import Graph
+from dagjax.types import Array, Key, PyTree, State
 
-Theta = dict[str, Any]  # {"params": {arc: ...}, "gates": {arc: gate} or {}}
+Theta = dict[str, PyTree]  # {"params": {arc: ...}, "gates": {arc: gate} or {}}
+
+
+class Trainable(Protocol):
+    """What training asks of a network."""
+
+    def shapes(self, x: Array) -> tuple[Theta, State, PyTree]:
+        """Shapes of the parameters, the state and the outputs."""
+        ...
+
+    def apply(
+        self,
+        theta: Theta,
+        state: State,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> tuple[PyTree, State]:
+        """Outputs and new state."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +48,13 @@ class Model:
     graph: Graph
     gated: bool = False
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Theta, Any]:
+    def init(self, key: Key, x: Array) -> tuple[Theta, State]:
         """Initial parameters, open gates, initial state."""
         dag = initialize.init(key, self.graph, x)
         gates = _dag.gates(dag) if self.gated else {}
         return {"params": dag.params, "gates": gates}, dag.state
 
-    def shapes(self, x: Any) -> tuple[Theta, Any, Any]:
+    def shapes(self, x: Array) -> tuple[Theta, State, PyTree]:
         """Shapes of the parameters, the state and the outputs; nothing is computed."""
         make = lambda key: self.init(key, x)
         theta, state = jax.eval_shape(make, jax.random.key(0))
@@ -41,8 +62,14 @@ class Model:
         return theta, state, outputs
 
     def apply(
-        self, theta: Theta, state: Any, x: Any, *, train: bool = False, key: Any = None
-    ) -> tuple[Any, Any]:
+        self,
+        theta: Theta,
+        state: State,
+        x: Array,
+        *,
+        train: bool = False,
+        key: Key | None = None,
+    ) -> tuple[PyTree, State]:
         """Outputs and new state."""
         dag = _dag.DAG(self.graph, theta["params"], state)
         return dag.apply(x, gates=theta["gates"] or None, train=train, key=key)

@@ -10,6 +10,9 @@ import numpy as np
 
 from dagjax.experiments import stats
 from dagjax.experiments.verdict import Curves, Verdict, sentence, verdicts
+from dagjax.types import Mask
+
+Settings = dict[str, Any]  # JSON values
 
 
 class Row(NamedTuple):
@@ -39,19 +42,19 @@ class Record:
         masks: The tickets' masks, a tree of `[round, seed, ...]`, the first one full.
     """
 
-    settings: dict[str, Any]
+    settings: Settings
     evals: np.ndarray
     densities: tuple[float, ...]
     loss: dict[str, np.ndarray]
     test_loss: dict[str, np.ndarray]
     test_metric: dict[str, np.ndarray]
     weights: dict[str, list[int]]
-    masks: Any
+    masks: Mask
 
     def verdicts(self) -> dict[float, Verdict]:
         """The verdict at each density, Holm's correction over them.
 
-        The control is the random mask; without that branch the dense run, which a
+        The control is the random mask; without that control the dense run, which a
         ticket cannot beat more often than itself.
         """
         dense = self.loss["dense"][0]

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dagjax.experiments.examples import Data
-from dagjax.experiments.model import Model, Theta
+from dagjax.experiments.model import Model, Theta, Trainable
 from dagjax.experiments.optimizers import with_learning_rate
 from dagjax.experiments.tasks import Objective, Task
+from dagjax.graph.core.dag import DAG
+from dagjax.graph.core.initialize import init
 from dagjax.sparsity import masks
-from dagjax.sparsity.masks import Mask
+from dagjax.types import Array, Key, Mask, Params, Scalar, State
 
 _SLICE = 2000  # test examples evaluated at a time
 
@@ -63,7 +65,13 @@ class Trained(NamedTuple):
     """A point of training: parameters with gates, and the network's state."""
 
     theta: Theta
-    state: Any
+    state: State
+
+
+def network(model: Model, at: Trained, x: Array) -> DAG:
+    """The network of a model at a point of training; its graph knows all spaces."""
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0), model.graph, x))
+    return DAG(shapes.graph, at.theta["params"], at.state)
 
 
 class TrainInfo(NamedTuple):
@@ -78,7 +86,7 @@ class Carry(NamedTuple):
     """What one step hands to the next."""
 
     at: Trained
-    opt_state: Any
+    opt_state: State
     step: jax.Array
 
 
@@ -94,7 +102,7 @@ class Trainer(NamedTuple):
 
 def make_trainer(
     config: TrainConfig,
-    model: Model,
+    model: Trainable,
     task: Task,
     tx: optax.GradientTransformation,
     *,
@@ -110,12 +118,14 @@ def make_trainer(
         stream: Runs of one key with different streams see different data orders.
     """
 
-    def objective(params: Any, at: Trained, key: Any, x: Any, y: Any) -> Any:
+    def objective(
+        params: Params, at: Trained, key: Key, x: jax.Array, y: jax.Array
+    ) -> tuple[jax.Array, State]:
         theta = {**at.theta, "params": params}
         outputs, state = model.apply(theta, at.state, x, train=True, key=key)
         return jnp.mean(task.loss(outputs, y)), state
 
-    def step(key: Any, mask: Mask, carry: Carry, x: Any, y: Any) -> Carry:
+    def step(key: Key, mask: Mask, carry: Carry, x: Array, y: Array) -> Carry:
         at, live = carry.at, mask["params"]
         noise = jax.random.fold_in(key, 2 * stream + 1)
         own = jax.random.fold_in(noise, carry.step)
@@ -127,18 +137,20 @@ def make_trainer(
         now = Trained({**at.theta, "params": params}, state)
         return Carry(now, opt_state, carry.step + 1)
 
-    def order(key: Any, data: Data) -> jax.Array:
+    def order(key: Key, data: Data) -> jax.Array:
         n = data.x_train.shape[0]
         own = jax.random.fold_in(key, 2 * stream)
         flat = shuffled_epochs(own, n, config.steps * config.batch)
         return flat.reshape(-1, config.eval_every, config.batch)
 
-    def begin(start: Trained, mask: Mask, lr: Any) -> Carry:
+    def begin(start: Trained, mask: Mask, lr: Scalar | None) -> Carry:
         at = start._replace(theta=masks.apply(mask, start.theta))
         opt_state = with_learning_rate(tx.init(at.theta["params"]), lr)
         return Carry(at, opt_state, jnp.zeros((), jnp.int32))
 
-    def steps(key: Any, mask: Mask, carry: Carry, order: Any, data: Data) -> Carry:
+    def steps(
+        key: Key, mask: Mask, carry: Carry, order: jax.Array, data: Data
+    ) -> Carry:
         def one(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
             x, y = (jnp.asarray(a)[index] for a in (data.x_train, data.y_train))
             return step(key, mask, carry, x, y), None
@@ -160,7 +172,7 @@ def make_trainer(
 
 def make_train(
     config: TrainConfig,
-    model: Model,
+    model: Trainable,
     task: Task,
     tx: optax.GradientTransformation,
 ) -> Callable[..., tuple[Trained, TrainInfo]]:
@@ -199,7 +211,7 @@ def scanned(trainer: Trainer) -> Callable[..., tuple[Trained, TrainInfo]]:
         start: Trained,
         mask: Mask,
         data: Data,
-        learning_rate: Any = None,
+        learning_rate: Scalar | None = None,
     ) -> tuple[Trained, TrainInfo]:
         def chunk(carry: Carry, order: jax.Array) -> tuple[Carry, jax.Array]:
             carry = trainer.steps(key, mask, carry, order, data)
@@ -214,7 +226,9 @@ def scanned(trainer: Trainer) -> Callable[..., tuple[Trained, TrainInfo]]:
     return train
 
 
-def evaluate(model: Model, f: Objective, at: Trained, x: Any, y: Any) -> jax.Array:
+def evaluate(
+    model: Trainable, f: Objective, at: Trained, x: Array, y: Array
+) -> jax.Array:
     """The mean of `f(outputs, targets)` over examples, in inference mode."""
     total = jnp.zeros(())
     for i in range(0, x.shape[0], _SLICE):

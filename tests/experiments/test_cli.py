@@ -12,6 +12,7 @@ import pytest
 
 import dagjax as dj
 from dagjax import cli
+from dagjax.cli import by_name, commands
 from dagjax.experiments.store import Store
 
 CPU = ["--device", "cpu"]
@@ -120,7 +121,7 @@ def test_a_ticket_is_cut_out(folder, capsys, monkeypatch):
     assert (made / "cost.txt").read_text() in told
     assert "before  385 (1.00)" in told  # 64 * 5 + 5 + 5 * 10 + 10
     assert "after   160 (0.42)" in told  # 64 * 2 + 2 + 2 * 10 + 10
-    x = cli.load_data("own_net:data").x_test[:4]
+    x = by_name.load_data("own_net:data").x_test[:4]
     assert dj.load(made / "network.zip")(x).shape == (4, 10)
 
     (folder / "own_net.py").write_text(OWN.replace("(5, 10)", "(6, 10)"))
@@ -143,14 +144,15 @@ def test_a_ticket_is_cut_out(folder, capsys, monkeypatch):
 def test_networks_of_the_zoo_are_remembered(folder):
     """As they were made: with the shapes of the data, and the CPU's convolution."""
     for name in ("lenet5", "own_net:net"):
-        data = cli.load_data("digits")
+        data = by_name.load_data("digits")
         Store(folder).write_json("run", {"finished": True})
-        cli.remember(folder, name, data)
+        by_name.remember(folder, name, data)
         record = Store(folder).read_json("run")
-        assert cli.remembered(record, None) == cli.load_net(name, data)
+        assert by_name.remembered(record, None) == by_name.load_net(name, data)
     with pytest.raises(ValueError, match="started from Python"):
-        cli.remembered({}, None)
-    assert cli.remembered({}, "own_net:net") == cli.load_net("own_net:net", None)
+        by_name.remembered({}, None)
+    own = by_name.load_net("own_net:net", None)
+    assert by_name.remembered({}, "own_net:net") == own
 
 
 # --- refusals ---------------------------------------------------------------------
@@ -250,22 +252,22 @@ def test_unknown_net_to_show(capsys):
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.9, 1.0])
 @pytest.mark.parametrize("rounds", [1, 4, 9])
 def test_densities_fall_by_one_factor(density, rounds):
-    found = np.array([1.0, *cli.geometric(density, rounds)])
+    found = np.array([1.0, *commands.geometric(density, rounds)])
     np.testing.assert_allclose(found[1:] / found[:-1], density ** (1 / rounds))
     assert found[-1] == density
     assert len(found) == rounds + 1
 
 
 def test_nets_fit_the_data():
-    data = cli.load_data("digits")
-    graph = cli.load_net("mlp", data)
+    data = by_name.load_data("digits")
+    graph = by_name.load_net("mlp", data)
     assert dict(graph.spaces)["in"].shape == (8, 8, 1)
-    assert graph.arcs[-1].fn == cli.load_net("mlp", None).arcs[-1].fn
+    assert graph.arcs[-1].fn == by_name.load_net("mlp", None).arcs[-1].fn
 
 
 def test_the_current_folder_is_searched_and_left(folder):
     path = list(sys.path)
-    cli.load_net("own_net:net", None)
+    by_name.load_net("own_net:net", None)
     assert sys.path == path
 
 

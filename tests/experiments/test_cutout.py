@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 import dagjax as dj
 from dagjax import api
 from dagjax.compaction.export import cost
-from dagjax.experiments import cutout, tickets
-from dagjax.experiments import run as driver
+from dagjax.experiments import cutout, ticket_files
+from dagjax.experiments.experiment import Setup
 from dagjax.experiments.granularity import GRANULARITIES
+from dagjax.experiments.run_folder import open_run
 from dagjax.sparsity import pruners
 from tests.experiments import tiny
 from tests.experiments.tiny import TEACHER
@@ -123,9 +124,9 @@ def test_trained_tickets_are_kept(kept, result):
 def test_a_ticket_as_files(kept, result, seed, number, tmp_path, monkeypatch):
     """The served network is the masked ticket; the index gathers its parameters."""
     monkeypatch.setattr(cost, "_latency", lambda *args: 1e-3)
-    ticket = tickets.open_run(kept[0], seed, number).ticket(result.model)
-    made = tickets.cut_ticket(ticket, "units")
-    text = tickets.write(ticket, made, tmp_path / "new", [3])
+    ticket = open_run(kept[0], seed, number).ticket(result.model)
+    made = ticket_files.cut_ticket(ticket, "units")
+    text = ticket_files.write(ticket, made, tmp_path / "new", [3])
     names = {"cost.txt", "index.npz", "network.zip", "params.safetensors"}
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
     assert (tmp_path / "new" / "cost.txt").read_text() == text + "\n"
@@ -149,7 +150,7 @@ def test_a_ticket_as_files(kept, result, seed, number, tmp_path, monkeypatch):
 
 def test_without_safetensors_parameters_are_an_npz(result, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    tickets._write_params({"fc": {"kernel": jnp.ones((2, 3))}}, tmp_path)
+    ticket_files._write_params({"fc": {"kernel": jnp.ones((2, 3))}}, tmp_path)
     with np.load(tmp_path / "params.npz", allow_pickle=False) as file:
         assert file["fc/kernel"].shape == (2, 3)
 
@@ -165,7 +166,7 @@ def spoil(folder, **changes):
 
 def refused(folder, match, **asked):
     with pytest.raises(ValueError, match=match) as caught:
-        tickets.open_run(folder, **asked)
+        open_run(folder, **asked)
     assert "\n" not in str(caught.value)
 
 
@@ -190,9 +191,9 @@ def test_folders_that_hold_no_such_ticket(kept, tmp_path):
 
 
 def test_single_weights_are_not_cut_out(kept, result):
-    ticket = tickets.open_run(kept[0]).ticket(result.model)
+    ticket = open_run(kept[0]).ticket(result.model)
     with pytest.raises(ValueError, match=r"only 70 of them .*dj\.sparsify"):
-        tickets.cut_ticket(ticket, "weights")
+        ticket_files.cut_ticket(ticket, "weights")
 
 
 # --- one seed, without an experiment ----------------------------------------------
@@ -202,7 +203,7 @@ def cut(net, density=0.5):
     """A ticket of random units, cut out and trained."""
     model, task = dj.as_model(net), dj.task_of(TEACHER)
     config = dj.TrainConfig(steps=STEPS, batch=16, eval_every=4)
-    setup = driver.Setup(
+    setup = Setup(
         config, model, task, optax.adam(0.02), pruners.one_shot(None, None), "units"
     )
     start, kind = tiny.start_of(model, TEACHER), GRANULARITIES["units"]
@@ -216,13 +217,13 @@ def cut(net, density=0.5):
 
 def test_mutant_that_starts_elsewhere_has_another_curve(monkeypatch):
     """The curves are those of training, not of any small network."""
-    honest = cutout._small_model
+    honest = cutout.compacted_model
 
     def elsewhere(*args):
         model, start = honest(*args)
         return model, jax.tree.map(lambda x: 1.1 * x, start)
 
-    monkeypatch.setattr(cutout, "_small_model", elsewhere)
+    monkeypatch.setattr(cutout, "compacted_model", elsewhere)
     found = cut(tiny.mlp(8, 6, 1))
     assert found.gap > 1e-2
     assert "curves part by" in cutout.CutOut(0.5, (found,)).sentence()

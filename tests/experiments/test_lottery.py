@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dagjax as dj
-from dagjax.experiments import run as driver
+from dagjax.experiments.controls import Controls, narrowed
+from dagjax.experiments.experiment import Experiment, Setup
 from dagjax.experiments.granularity import GRANULARITIES, every_node_fed, make_pruner
 from dagjax.experiments.store import Store
 from dagjax.experiments.train import TrainInfo, evaluate, make_trainer
@@ -43,9 +44,9 @@ class Both:
         self.model, self.tx = model, dj.make_tx("momentum", 0.02)
         pruner = make_pruner(prune, None, model, task)
         self.traces, self.reports = [], tiny.Calls()
-        self.setup = driver.Setup(CONFIG, model, task, self.tx, pruner, prune, REWIND)
+        self.setup = Setup(CONFIG, model, task, self.tx, pruner, prune, REWIND)
         self.keys = dj.make_keys(SEEDS)
-        self.experiment = driver.Experiment(
+        self.experiment = Experiment(
             self.setup, self.keys, TEACHER, self.densities, Store(None), self.on_round
         )
         self.tickets = self.experiment.rounds()
@@ -151,7 +152,7 @@ def test_every_round_starts_at_the_masked_rewind_point(prune):
 
 def test_without_rewinding_the_start_is_the_init():
     case = both("weights")
-    experiment = driver.Experiment(
+    experiment = Experiment(
         case.setup._replace(rewind=0), case.keys, TEACHER, (0.5,), Store(None)
     )
     init = case.model.init(case.keys.init[1], TEACHER.x_train[:1])[0]
@@ -253,12 +254,12 @@ def test_mutant_that_only_counts_cuts_the_output_off():
     assert dj.live_arcs(graph, fed["gates"]) != ()
 
 
-# --- branches ---------------------------------------------------------------------
+# --- controls ---------------------------------------------------------------------
 
 
 @functools.cache
-def branch(prune, name):
-    """What a branch trains: `[(start, mask)]` by density; nothing is trained."""
+def control(prune, name):
+    """What a control trains: `[(start, mask)]` by density; nothing is trained."""
     experiment, seen = both(prune).experiment, []
     train = experiment.pieces.train
 
@@ -268,7 +269,7 @@ def branch(prune, name):
         return start, zeros
 
     experiment.pieces = experiment.pieces._replace(train=spy)
-    found = experiment.branch(name, both(prune).tickets)
+    found = Controls(experiment, both(prune).tickets).run(name)
     experiment.pieces = experiment.pieces._replace(train=train)
     assert found.weights == both(prune).tickets.weights[1:]
     assert found.info.loss.shape == (3, SEEDS, 3)
@@ -282,7 +283,7 @@ def ticket_mask(prune, i):
 @kinds
 @pytest.mark.parametrize("name", ["random", "transfer"])
 def test_controls_start_where_the_ticket_does(prune, name):
-    for start, _ in branch(prune, name):
+    for start, _ in control(prune, name):
         assert tiny.equal(start, both(prune).experiment.start)
 
 
@@ -302,7 +303,7 @@ def groups(prune, mask):
 @kinds
 def test_random_masks_have_the_tickets_counts(prune):
     differ = 0
-    for i, (_, mask) in enumerate(branch(prune, "random"), 1):
+    for i, (_, mask) in enumerate(control(prune, "random"), 1):
         for seed in range(SEEDS):
             got = groups(prune, jax.tree.map(lambda m, s=seed: m[s], mask))
             want = groups(prune, both(prune).mask(i, seed))
@@ -314,7 +315,7 @@ def test_random_masks_have_the_tickets_counts(prune):
 
 
 def test_random_units_are_whole_units():
-    for _, mask in branch("units", "random"):
+    for _, mask in control("units", "random"):
         own = mask["params"]["fc1"]["Dense"]
         assert np.array_equal(
             own["kernel"], np.broadcast_to(own["bias"][:, None], own["kernel"].shape)
@@ -323,7 +324,7 @@ def test_random_units_are_whole_units():
 
 def test_random_masks_differ_by_seed_and_round():
     seen = [
-        m["params"]["fc1"]["Dense"]["kernel"] for _, m in branch("weights", "random")
+        m["params"]["fc1"]["Dense"]["kernel"] for _, m in control("weights", "random")
     ]
     flat = [mask[seed].tobytes() for mask in seen for seed in range(SEEDS)]
     assert len(set(flat)) == len(flat)
@@ -331,7 +332,7 @@ def test_random_masks_differ_by_seed_and_round():
 
 @kinds
 def test_fresh_start_under_the_tickets_mask(prune):
-    for i, (start, mask) in enumerate(branch(prune, "fresh"), 1):
+    for i, (start, mask) in enumerate(control(prune, "fresh"), 1):
         assert tiny.equal(mask, ticket_mask(prune, i))
         fresh, own = start.theta["params"], both(prune).experiment.start.theta["params"]
         for one, two in zip(jax.tree.leaves(fresh), jax.tree.leaves(own), strict=True):
@@ -339,14 +340,14 @@ def test_fresh_start_under_the_tickets_mask(prune):
 
 
 def test_the_fresh_start_is_trained_to_the_rewind_point_too():
-    (start, _), *_ = branch("weights", "fresh")
+    (start, _), *_ = control("weights", "fresh")
     bias = start.theta["params"]["fc1"]["Dense"]["bias"]
     assert np.abs(bias).min(axis=1).max() > 0  # an untrained bias is zero
 
 
 @kinds
 def test_transfer_is_the_neighbors_mask(prune):
-    for i, (_, mask) in enumerate(branch(prune, "transfer"), 1):
+    for i, (_, mask) in enumerate(control(prune, "transfer"), 1):
         for seed in range(SEEDS):
             got = jax.tree.map(lambda m, s=seed: m[s], mask)
             assert tiny.equal(got, both(prune).mask(i, (seed - 1) % SEEDS))
@@ -356,7 +357,7 @@ def test_transfer_is_the_neighbors_mask(prune):
 def test_narrow_nets_have_the_nearest_number_of_parameters(prune):
     case = both(prune)
     for weights in case.tickets.weights[1:]:
-        setup = driver.narrowed(case.setup, weights, TEACHER)
+        setup = narrowed(case.setup, weights, TEACHER)
         count = lambda model: sum(
             x.size
             for x in jax.tree.leaves(model.shapes(TEACHER.x_train[:1])[0]["params"])

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
+
+from dagjax.types import Params, PyTree, State
 
 
 @runtime_checkable
 class Network(Protocol):
     """A pytree of parameters and state that is called with its inputs."""
 
-    params: Any
-    state: Any
+    @property
+    def params(self) -> Params:
+        """Arrays that are trained."""
+        ...
 
     @property
-    def example_inputs(self) -> tuple[Any, ...] | None:
+    def state(self) -> State:
+        """Arrays that are not."""
+        ...
+
+    @property
+    def example_inputs(self) -> tuple[PyTree, ...] | None:
         """Shapes of inputs that it takes; None if it does not know them."""
         ...
 
-    def __call__(self, *xs: Any) -> Any:
+    def __call__(self, *xs: PyTree) -> PyTree:
         """The outputs at `xs`."""
         ...
 
-    def replace(self, **changes: Any) -> Any:
+    def replace(self, **changes: Any) -> Self:
         """A copy with other fields."""
         ...

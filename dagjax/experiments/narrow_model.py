@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +12,12 @@ from dagjax.experiments.model import Model
 from dagjax.graph.core.functions import Function, Linen
 from dagjax.graph.core.nested import Nested
 from dagjax.graph.core.topology import Graph
+from dagjax.types import Array, Params
 
 _TOLERANCE = 1e-4  # of the largest output
 
 
-def refit(model: Model, small: Small, x: Any) -> Model:
+def narrow_model(model: Model, small: Small, x: Array) -> Model:
     """The graph with the widths of a compacted network: it can train batch norms.
 
     `dj.compact` cuts the function of inference; a graph whose layers have as many
@@ -36,7 +36,7 @@ def refit(model: Model, small: Small, x: Any) -> Model:
     narrow = Model(_graph(model.graph, small.params), model.gated)
     theta, state = {"params": small.params, "gates": {}}, small.state["user"]
     why = "it has a training mode (batch norm, dropout), and "
-    if small.state["folded"]:
+    if any(np.any(x) for x in jax.tree.leaves(small.state["folded"])):
         raise ValueError(f"{why}dead channels emit constants that would be trained")
     try:
         wanted = narrow.shapes(x)
@@ -50,7 +50,7 @@ def refit(model: Model, small: Small, x: Any) -> Model:
     return narrow
 
 
-def _graph(graph: Graph, params: Any) -> Graph:
+def _graph(graph: Graph, params: Params) -> Graph:
     arcs = [
         dataclasses.replace(arc, fn=_function(arc.fn, params.get(arc.params_name, {})))
         for arc in graph.arcs
@@ -59,7 +59,7 @@ def _graph(graph: Graph, params: Any) -> Graph:
     return graph.replace(arcs=arcs, spaces=known)
 
 
-def _function(fn: Function, params: Any) -> Function:
+def _function(fn: Function, params: Params) -> Function:
     """The same layer, as wide as its kernel."""
     if isinstance(fn, Nested):
         return Nested(_graph(fn.fn, params))
@@ -69,6 +69,6 @@ def _function(fn: Function, params: Any) -> Function:
     return Linen(fn.fn.clone(features=kernel.shape[-1]))
 
 
-def _close(one: Any, two: Any) -> bool:
+def _close(one: Array, two: Array) -> bool:
     one, two = np.asarray(one), np.asarray(two)
     return bool(np.abs(one - two).max() <= _TOLERANCE * max(np.abs(one).max(), 1e-30))

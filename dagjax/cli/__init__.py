@@ -1,0 +1,3 @@
+"""The command line: `dagjax lottery`, `compact`, `show`, `list`."""
+
+from dagjax.cli.entry import main as main
