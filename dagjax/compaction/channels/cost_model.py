@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -42,16 +43,40 @@ class Terms:
         """`[terms]` when the classes `gone` are cut out."""
         return self.coefficients * self.kept(gone)[self.dims].prod(1)
 
-    def saved(self, gone: Array) -> Array:
-        """`[classes]`: what one more of a class saves, to first order."""
-        found, counts = np.zeros(len(gone)), self.kept(gone)[self.dims]
-        for place in range(self.dims.shape[1]):
-            others = np.delete(counts, place, axis=1).prod(1) * self.coefficients
-            each = np.zeros(len(self.axes) + 1)
-            np.add.at(each, self.dims[:, place], others)
-            for of, weight in zip(self.axes, each, strict=False):
-                np.add.at(found, of, weight)
-        return found
+    def saved_by(self, closure: Any, gone: Array) -> Array:
+        """`[units]`: what each unit saves when it alone is cut out besides.
+
+        Args:
+            closure: `[units, classes]`, a sparse matrix: what goes with each.
+            gone: `[classes]`, what is cut anyway, and goes with none of them.
+        """
+        saved, counts = np.zeros(closure.shape[0]), self._counts(closure)
+        columns = np.split(counts.indices, counts.indptr[1:-1])
+        cut = np.split(counts.data, counts.indptr[1:-1])
+        sizes, whole = self.kept(gone), self.values(gone)
+        for value, dims in zip(whole, self.dims, strict=True):
+            axes = [axis for axis in dims if axis >= 0]
+            touched = _united([columns[axis] for axis in axes])
+            left = np.ones(len(touched))
+            for axis in axes:
+                rows = np.searchsorted(touched, columns[axis])
+                left[rows] *= 1 - cut[axis] / sizes[axis]
+            saved[touched] += value * (1 - left)
+        return np.round(saved)
+
+    def _counts(self, closure: Any) -> Any:
+        """`[units, axes]`, by column: how many indices of each axis go with a unit."""
+        from scipy import sparse
+
+        of = np.concatenate([np.zeros(0, int), *self.axes])
+        axis = np.repeat(np.arange(len(self.axes)), [len(a) for a in self.axes])
+        ones = np.ones(len(of))
+        shape = (closure.shape[1], len(self.axes))
+        return (closure @ sparse.csr_matrix((ones, (of, axis)), shape)).tocsc()
+
+
+def _united(sets: list[Array]) -> Array:
+    return functools.reduce(np.union1d, sets, np.zeros(0, int))
 
 
 class _Collector:

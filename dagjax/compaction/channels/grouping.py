@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dagjax.compaction.channels.closures import closures, over_closures
+from dagjax.compaction.channels.closures import closures
+from dagjax.compaction.channels.cost_model import Terms
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array, Classes
 from dagjax.compaction.channels.traced_network import TracedNetwork
-from dagjax.compaction.removal.liveness import dead_of_masks
+from dagjax.compaction.removal.liveness import Liveness, dead_of_masks
 
 _USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
 
@@ -79,11 +80,15 @@ class Extent:
         channels: The program.
         axes: The axes of parameters that can be cut.
         chosen: The classes.
+        dead: `[classes]`, what is cut without any mask: it goes with none of them.
     """
 
-    def __init__(self, channels: Channels, axes: Sequence[Axis], chosen: Array):
+    def __init__(
+        self, channels: Channels, axes: Sequence[Axis], chosen: Array, dead: Array
+    ):
         self.axes, self.chosen = axes, chosen
-        self.closure = closures(channels.classes, chosen)
+        self.closure = closures(channels.classes, chosen).multiply(~dead).tocsr()
+        self.closure.eliminate_zeros()
         whole = [a.of for a in axes]
         self.ends = np.cumsum([0, *map(len, whole)])
         of = np.concatenate(whole) if whole else np.zeros(0, int)
@@ -105,55 +110,35 @@ class Extent:
                 members.append(Member(paths[leaf], axis, tuple(indices)))
         return tuple(members)
 
-    def parameters(self, shapes: Sequence[tuple[int, ...]]) -> Array:
-        """`[chosen]`: how many entries of parameters go with each class."""
-        pairs = self.entries.tocoo()
-        number = np.searchsorted(self.ends, pairs.col, "right") - 1
-        keys, counts = np.unique(
-            pairs.row.astype(np.int64) * len(self.axes) + number, return_counts=True
-        )
-        row, number = keys // max(len(self.axes), 1), keys % max(len(self.axes), 1)
-        leaf = np.array([a.leaf for a in self.axes], int)[number]
-        length = np.array([len(a.of) for a in self.axes], float)[number]
-        both, back = np.unique(row * len(shapes) + leaf, return_inverse=True)
-        stays = np.ones(len(both))
-        np.multiply.at(stays, back.reshape(-1), 1 - counts / length)
-        size = np.array([np.prod(s, dtype=float) for s in shapes])[both % len(shapes)]
-        params = np.zeros(len(self.chosen))
-        np.add.at(params, both // len(shapes), size * (1 - stays))
-        return np.round(params)
-
 
 def groups_of(
-    source: TracedNetwork, paths: Sequence[str], saved_flops: Array
-) -> tuple[dict[str, Group], Extent, frozenset[int]]:
+    source: TracedNetwork, paths: Sequence[str], terms: tuple[Terms, Terms]
+) -> tuple[dict[str, Group], Extent, Liveness]:
     """All units of a program that can be removed exactly, by name of their group.
 
     Args:
         source: The program.
         paths: The parameters.
-        saved_flops: `[classes]`, operations that go with one class alone.
+        terms: Its operations and parameters, as functions of what is cut.
 
     Returns:
-        The groups, where their units lie, and the parameters that nothing reads.
+        The groups, where their units lie, and what is dead without any mask.
     """
     channels, count = source.channels, len(paths)
     inputs = source.body.invars[:count]
-    dense = dead_of_masks(channels, [None] * count)  # what is dead without a mask
-    unread = dense.unread
+    dense = dead_of_masks(channels, [None] * count)
     axes = [
         Axis(leaf, axis, of)
         for leaf, var in enumerate(inputs)
         for axis, of in enumerate(channels.classes_at(var))
-        if leaf not in unread and (of != channels.classes.pinned).any()
+        if leaf not in dense.unread and (of != channels.classes.pinned).any()
     ]
     chosen, kind = _alike(channels, axes)
-    units = _removed_alone(channels, inputs, chosen, kind, unread)
+    units = _removed_alone(channels, inputs, chosen, kind, dense)
     stays = units & ~dense.removed[chosen]
-    extent = Extent(channels, axes, chosen[stays])
+    extent = Extent(channels, axes, chosen[stays], dense.removed)
     kind, levels = kind[stays], _levels(source)
-    flops = over_closures(extent.closure, saved_flops)
-    params = extent.parameters([v.aval.shape for v in inputs])
+    flops, params = (of.saved_by(extent.closure, dense.removed) for of in terms)
     level = lambda units: int(levels[extent.chosen[units]].min())
     kinds = sorted((np.flatnonzero(kind == k) for k in np.unique(kind)), key=level)
     groups: dict[str, Group] = {}
@@ -164,11 +149,11 @@ def groups_of(
             name, len(of_kind), level(of_kind), flops[of_kind], params[of_kind],
             extent.chosen[of_kind], functools.partial(extent.members, of_kind, paths),
         )  # fmt: skip
-    return groups, extent, unread
+    return groups, extent, dense
 
 
 def _removed_alone(
-    channels: Channels, inputs: Any, chosen: Array, kind: Array, unread: Any
+    channels: Channels, inputs: Any, chosen: Array, kind: Array, dense: Liveness
 ) -> Array:
     """`[chosen]`: whether a class is removed when its parameters are masked.
 
@@ -181,7 +166,7 @@ def _removed_alone(
         mine = second == part
         gone = np.zeros(channels.classes.count, bool)
         gone[chosen[mine]] = True
-        masks = masks_without(channels, inputs, gone, unread)
+        masks = masks_without(channels, inputs, gone, dense)
         removed[mine] = dead_of_masks(channels, masks).removed[chosen[mine]]
     return removed
 
@@ -196,7 +181,7 @@ def _number_in_kind(kind: Array) -> Array:
 
 
 def masks_without(
-    channels: Channels, inputs: Sequence[Any], gone: Array, unread: Any = ()
+    channels: Channels, inputs: Sequence[Any], gone: Array, dense: Liveness
 ) -> list[Array]:
     """For each parameter the mask that switches some classes off.
 
@@ -204,14 +189,13 @@ def masks_without(
         channels: The program.
         inputs: The variables of the parameters.
         gone: `[classes]`, what goes; what goes with it is added.
-        unread: Parameters that nothing reads: they keep their entries.
+        dense: What is dead without a mask: it keeps its entries.
     """
-    gone, masks = channels.classes.close(gone), []
+    gone, masks = channels.classes.close(gone) & ~dense.removed, []
     for leaf, var in enumerate(inputs):
         mask = np.ones(var.aval.shape, bool)
-        for axis, of in enumerate(
-            channels.classes_at(var) if leaf not in unread else ()
-        ):
+        read = leaf not in dense.unread
+        for axis, of in enumerate(channels.classes_at(var) if read else ()):
             shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
             mask &= ~gone[of].reshape(shape)
         masks.append(mask)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from dagjax.compaction.channels.grouping import (
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import named
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
+from dagjax.compaction.removal.consumption import needed
+from dagjax.compaction.removal.liveness import Liveness, dead_of_masks
 from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.topology import Graph
 from dagjax.jaxprs.gc_paused import gc_paused
@@ -44,7 +46,7 @@ class Units(Mapping[str, Group]):
         terms: Operations and parameters as functions of what is cut.
         arcs: `{arc: indices of its parameters}` of arcs that can go.
         extent: Where the units lie in the parameters.
-        unread: Indices of parameters that nothing reads.
+        dense: What is dead without any mask.
         arc_names: All arcs of the graph.
     """
 
@@ -55,7 +57,7 @@ class Units(Mapping[str, Group]):
     terms: tuple[cost_model.Terms, cost_model.Terms]
     arcs: dict[str, tuple[int, ...]]
     extent: Extent
-    unread: frozenset[int]
+    dense: Liveness
     arc_names: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Group:
@@ -80,12 +82,16 @@ class Units(Mapping[str, Group]):
         Args:
             kept: `{group: [size] bools}`; groups that are not named are kept.
         """
+        masks = self._masks(kept)
+        return self.tree.unflatten(map(jax.device_put, masks))  # compiles nothing
+
+    def _masks(self, kept: Mapping[str, Any]) -> list[Array]:
         gone, arcs = self._gone(kept)
         inputs = self.source.body.invars[: len(self.paths)]
-        masks = masks_without(self.source.channels, inputs, gone, self.unread)
+        masks = masks_without(self.source.channels, inputs, gone, self.dense)
         for leaf in (leaf for arc in arcs for leaf in self.arcs[arc]):
             masks[leaf] = np.zeros_like(masks[leaf])
-        return self.tree.unflatten(map(jax.device_put, masks))  # compiles nothing
+        return masks
 
     def of_units(self, values: Array, join: Any = np.add) -> dict[str, Array]:
         """`{group: [units]}`: what belongs to a unit, summed or the largest.
@@ -99,20 +105,38 @@ class Units(Mapping[str, Group]):
         return {name: each[group.classes] for name, group in self.channels.items()}
 
     def cost(self, kept: Mapping[str, Any]) -> tuple[float, float]:
-        """Operations and parameters of the network that keeps these units."""
+        """Operations and parameters of the compacted network that keeps these units.
+
+        What only served the units that go is found dead, and not counted either.
+        """
+        channels = self.source.channels
+        dead = dead_of_masks(channels, self._masks(kept))
+        runs = {*needed(channels, dead.facts)}
+        flops, params = self.terms
+        evaluated = np.array([equation in runs for equation in flops.steps], bool)
+        return (
+            float(flops.values(dead.removed)[evaluated].sum()),
+            _without(params.values(dead.removed), dead.unread),
+        )
+
+    def estimate(self, kept: Mapping[str, Any]) -> tuple[float, float]:
+        """The same, quickly, without what only served the units that go."""
         gone, arcs = self._gone(kept)
+        gone = gone | self.dense.removed
         flops, params = self.terms
         alive = np.array([arc not in arcs for arc in self._arcs_of_terms], bool)
-        whole = [place for arc in arcs for place in self.arcs[arc]]
-        own = params.values(gone)
-        return float(flops.values(gone)[alive].sum()), float(
-            own.sum() - own[whole].sum()
+        whole = {leaf for arc in arcs for leaf in self.arcs[arc]}
+        return (
+            float(flops.values(gone)[alive].sum()),
+            _without(params.values(gone), whole | self.dense.unread),
         )
 
     @functools.cached_property
     def total(self) -> tuple[float, float]:
         """Operations and parameters of the whole network."""
-        return self.cost({})
+        nothing = np.zeros(self.source.channels.classes.count, bool)
+        flops, params = (float(of.values(nothing).sum()) for of in self.terms)
+        return flops, params
 
     def _gone(self, kept: Mapping[str, Any]) -> tuple[Array, set[str]]:
         classes = self.source.channels.classes
@@ -210,14 +234,17 @@ def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
     numbered = tree.unflatten(range(tree.num_leaves))
     paths, channels = tuple(named(numbered)), source.channels
     terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
-    saved = terms[0].saved(np.zeros(channels.classes.count, bool))
-    groups, extent, unread = groups_of(source, paths, saved)
+    groups, extent, dense = groups_of(source, paths, terms)
     arcs = {} if graph is None else _arcs(graph, numbered)
     names = frozenset(arc.name for arc in graph.arcs) if graph else frozenset()
-    whole = Units(groups, source, paths, tree, terms, arcs, extent, unread, names)
+    whole = Units(groups, source, paths, tree, terms, arcs, extent, dense, names)
     if not arcs:
         return whole
     return dataclasses.replace(whole, groups=groups | _arc_group(whole))
+
+
+def _without(values: Array, leaves: Iterable[int]) -> float:
+    return float(values.sum() - values[[*leaves]].sum())
 
 
 # --- whole arcs -----------------------------------------------------------------------

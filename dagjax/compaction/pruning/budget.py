@@ -1,4 +1,4 @@
-"""Which units to keep: scores of units, and the largest set within a budget."""
+"""Which units to keep, and the mask that keeps them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
+from dagjax.compaction.pruning.order import Removal
 from dagjax.compaction.pruning.scores import check_choice, unit_scores
 from dagjax.jaxprs.gc_paused import gc_paused
 
@@ -39,8 +38,9 @@ def prune_units(
 ) -> Any:
     """The mask that keeps the units of the highest scores at a budget.
 
-    The cost comes as near to the budget as whole units (and `round_to`) allow; that may
-    be a little above it.
+    The cost of the compacted network comes as near to the budget as whole units (and
+    `round_to`) allow, at most one step of units above it. A unit whose score is
+    infinite stays.
 
     Args:
         net: A DAG, or a compacted network.
@@ -83,8 +83,8 @@ def prune_units(
             "nothing of this network can be removed; dj.explain(net) says why"
         )
     per_unit = _chosen(per_unit, found, only)
-    plan = _Plan(found, per_unit, scope, steps, keep_at_least)
-    kept = plan.kept(plan.search(budget, share))
+    order = Removal(found, per_unit, scope, steps, keep_at_least)
+    kept = order.within(budget, share)
     if share < 1 and all(k.all() for k in kept.values()):
         warnings.warn(
             f"nothing is removed at {budget}={share}: no unit is small enough, or "
@@ -135,81 +135,3 @@ def _chosen(scores: dict[str, Array], found: Units, only: Any) -> dict[str, Arra
     if not chosen:
         raise CompactionError(f"only= picks none of the groups {', '.join(scores)}")
     return chosen
-
-
-class _Plan:
-    """An order of all units, and what is kept when the first of them go."""
-
-    def __init__(
-        self, found: Units, scores: dict, scope: str, steps: dict[str, int], least: int
-    ):
-        self.found, self.scores, self.steps, self.least = found, scores, steps, least
-        self.scope = scope
-        self.names = [*scores]
-        sizes = [len(s) for s in scores.values()]
-        self.group = np.repeat(np.arange(len(sizes)), sizes)
-        values = np.concatenate([*scores.values()])
-        self.order = np.argsort(self._keys(values, scope), kind="stable")
-
-    def _keys(self, values: Array, scope: str) -> Array:
-        """What is compared: the score, or its rank among its group or level."""
-        if scope == "global":
-            return values
-        levels = np.array([self.found[name].level for name in self.names])
-        kind = self.group if scope == "group" else levels[self.group]
-        keys = np.zeros(len(values))
-        for k in np.unique(kind):
-            mine = np.flatnonzero(kind == k)
-            rank = np.argsort(np.argsort(values[mine], kind="stable"), kind="stable")
-            keys[mine] = (rank + 0.5) / len(mine)
-        return keys
-
-    def kept(self, count: int) -> dict[str, Array]:
-        """`{group: bools}` when the first units go, as far as each group allows."""
-        goes = np.bincount(self.group[self.order[:count]], minlength=len(self.names))
-        found = {}
-        for place, name in enumerate(self.names):
-            scores, size = self.scores[name], len(self.scores[name])
-            left = size - int(goes[place])
-            step = self.steps[name]
-            left = max(step, int(left / step + 0.5) * step)
-            left = min(size, max(left, self.least))
-            best = np.argsort(-scores, kind="stable")[:left]
-            found[name] = np.isin(np.arange(size), best)
-        return found
-
-    def cost(self, budget: str, count: int) -> float:
-        """The share that is left when the first units go."""
-        kept = self.kept(count)
-        if budget == "density":
-            return sum(int(k.sum()) for k in kept.values()) / len(self.order)
-        place = ("flops", "params").index(budget)
-        return self.found.cost(kept)[place] / self.found.total[place]
-
-    def search(self, budget: str, share: float) -> int:
-        """The count of units that brings the cost nearest to its budget.
-
-        The more go, the less is left, also where a group keeps multiples or a least
-        number, so the count is found by halving.
-        """
-        if budget == "flops" and not self.found.total[0]:
-            raise CompactionError(
-                "flops=: this network has no products, so it has no operations to "
-                "count; give density= or params="
-            )
-        low, high = 0, len(self.order)
-        if budget == "density" and self.scope != "global":  # each keeps its own share
-            return high - max(1, round(share * high))
-        least = self.cost(budget, high)
-        if least > share * 1.02 and budget != "density":
-            raise CompactionError(
-                f"budget {budget}={share} cannot be met: at most {1 - least:.3f} of it "
-                f"can be removed with keep_at_least={self.least} and this round_to; "
-                "what is pinned stays (dj.explain)"
-            )
-        while high - low > 1:
-            middle = (low + high) // 2
-            less = self.cost(budget, middle) <= share
-            low, high = (low, middle) if less else (middle, high)
-        off = lambda count: abs(self.cost(budget, count) - share)
-        return min((low, high), key=off)

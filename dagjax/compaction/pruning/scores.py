@@ -1,15 +1,18 @@
 """Scores of units from scores of weights, of groups or of arcs.
 
 They are compared as float64, which all integers up to 2^53 and all smaller floats are
-exactly, and checked once, after every step that can make them NaN.
+exactly (larger integers by their ranks), and checked once, after every step that can
+make them NaN.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
@@ -48,13 +51,20 @@ def unit_scores(
             )
         reduce, scores = scores, net.params
     if _are_of_groups(scores, known, net.params):
-        by_group = {k: _of_group(k, v, known) for k, v in scores.items()}
+        by_group = _of_groups(scores, known)
     elif _are_of_arcs(scores, known):
         by_group = {ARCS: _of_arcs(scores, known)}
     else:
         sums = _aggregated(known, _leaves(net, scores), reduce)
         by_group = {k: _normalized(v, normalize) for k, v in sums.items()}
     return {name: _numbers(name, values) for name, values in by_group.items()}
+
+
+def best(scores: Array, count: int) -> Array:
+    """`[units]` bools: the `count` highest scores, of equal ones the first."""
+    keep = np.zeros(len(scores), bool)
+    keep[np.argsort(-scores, kind="stable")[:count]] = True
+    return keep
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -107,14 +117,31 @@ def _of_arcs(scores: Mapping[str, Any], known: Units) -> Array:
     return np.array([float(scores.get(a, np.inf)) for a in known[ARCS].classes])
 
 
+def _of_groups(scores: Mapping[str, Any], known: Units) -> dict[str, Array]:
+    """As float64 where that is exact; else all by their ranks."""
+    given = {name: _of_group(name, x, known) for name, x in scores.items()}
+    if all(np.array_equal(x.astype(np.float64).astype(object), x.astype(object))
+           for x in given.values() if x.dtype.kind in "iu"):  # fmt: skip
+        return {name: x.astype(np.float64) for name, x in given.items()}
+    exact = {name: _numbers(name, x).tolist() for name, x in given.items()}
+    ranks = {x: i for i, x in enumerate(sorted({*itertools.chain(*exact.values())}))}
+    return {name: np.array([*map(ranks.get, x)], float) for name, x in exact.items()}
+
+
 def _of_group(name: str, scores: Any, known: Units) -> Array:
-    values = np.asarray(scores).astype(np.float64)
+    values = np.asarray(scores)
     if values.shape != (known[name].size,):
         raise CompactionError(
             f"group {name!r} has {known[name].size} units, got scores of shape "
             f"{values.shape}"
         )
-    return values
+    if values.dtype.kind in "iu":
+        return values
+    if not jnp.issubdtype(values.dtype, jnp.floating) and values.dtype.kind != "b":
+        raise CompactionError(
+            f"scores are real numbers, got {values.dtype} for group {name!r}"
+        )
+    return values.astype(np.float64)
 
 
 def _numbers(name: str, scores: Array) -> Array:
@@ -149,7 +176,7 @@ def _aggregated(known: Units, leaves: list[Any], reduce: str) -> dict[str, Array
     size = known.source.channels.classes.count
     total, count = np.zeros((2, size))
     put = np.maximum if reduce == "max" else np.add
-    whole = [None if x is None else _magnitudes(x) for x in leaves]
+    whole = [*map(_magnitudes, leaves)]
     unit = _scale(whole) if reduce == "l2" else 1.0  # squares neither vanish nor burst
     for leaf, axis, of in known.extent.axes:
         if (x := whole[leaf]) is None:
@@ -167,7 +194,10 @@ def _aggregated(known: Units, leaves: list[Any], reduce: str) -> dict[str, Array
     return {name: change(t, counts[name]) for name, t in totals.items()}
 
 
-def _magnitudes(x: Any) -> Array:
+def _magnitudes(x: Any) -> Array | None:
+    """None of what has none: a key."""
+    if x is None or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return None
     x = np.asarray(x)
     return np.abs(x) if np.iscomplexobj(x) else np.abs(x.astype(np.float64))
 

@@ -14,7 +14,7 @@ import optax
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
-from dagjax.compaction.pruning.scores import unit_scores
+from dagjax.compaction.pruning.scores import best, unit_scores
 from dagjax.sparsity import masks
 
 Objective = Callable[[Any, Any], Any]
@@ -111,7 +111,8 @@ def sensitivity(
     chosen = unit_scores(net, scores, found)
     names = tuple(chosen) if groups is None else tuple(groups)
     _check(names, chosen, found)
-    pairs = [_kept(chosen[name], density) for name in names for density in densities]
+    count = lambda name, density: max(1, round(density * len(chosen[name])))
+    pairs = [best(chosen[n], count(n, d)) for n in names for d in densities]
     plan = [name for name in names for _ in densities]
     trees = [found.mask({})]
     trees += [found.mask({n: k}) for n, k in zip(plan, pairs, strict=True)]
@@ -134,13 +135,6 @@ def _check(names: Sequence[str], chosen: Mapping[str, Array], found: Units) -> N
         raise CompactionError(
             "nothing of this network can be removed; dj.explain(net) says why"
         )
-
-
-def _kept(scores: Array, density: float) -> Array:
-    """Which units of a group stay: those of the highest scores."""
-    count = max(1, round(density * len(scores)))
-    best = np.argsort(-scores, kind="stable")[:count]
-    return np.isin(np.arange(len(scores)), best)
 
 
 def _values(
