@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table
+from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table, UnknownSliceError
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.interpret import bind_whole
 from dagjax.jaxprs.program import program_of
@@ -42,6 +43,23 @@ class End(NamedTuple):
                 zero[axis] = np.zeros(self.aval.shape[axis])
                 zero[axis][places] = np.nan
         return self._replace(values=tuple(zero))
+
+    @property
+    def places(self) -> tuple[Array, ...]:
+        """Where the kept entries lie in the whole."""
+        sizes = zip(self.aval.shape, self.kept, strict=True)
+        return np.ix_(*(np.arange(n) if k is None else k for n, k in sizes))
+
+    def whole(self, x: Any) -> Any:
+        """The argument as it was; zeros where nothing reads what stood there."""
+        if all(places is None for places in self.kept):
+            return x
+        full = np.zeros(self.aval.shape, self.aval.dtype)
+        for axis, values in enumerate(self.values):
+            if values is not None:
+                known = ~np.isnan(values)
+                np.moveaxis(full, axis, -1)[..., known] = values[known]
+        return jnp.asarray(full).at[self.places].set(x)
 
 
 def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
@@ -82,22 +100,40 @@ def backward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
         outs: What is cut of its results.
     """
     call = jax.custom_vjp(lambda *args: tuple(run(*args)))
-    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
 
-    def pull(*args: Any) -> Any:
+    def pull(moving: list[int], *args: Any) -> Any:
         primals, cotangents = args[: len(ins)], args[len(ins) :]
-        back = jax.vjp(functools.partial(bind_whole, eqn), *primals)[1]
-        gradients = back([*cotangents])
-        return [gradients[i] for i in moving]
 
-    def back(primals: Any, cotangents: Any) -> Any:
-        small = cut_like(pull, [*ins, *(end.moving() for end in outs)])
-        gradients = iter(small(*primals, *cotangents))
-        return tuple(
-            next(gradients) if i in moving else _still(x) for i, x in enumerate(primals)
+        def of_moving(*moved: Any) -> Any:
+            given = dict(zip(moving, moved, strict=True))
+            return bind_whole(eqn, *(given.get(i, x) for i, x in enumerate(primals)))
+
+        return jax.vjp(of_moving, *(primals[i] for i in moving))[1]([*cotangents])
+
+    def ahead(*args: Any) -> Any:
+        primals = tuple(jnp.asarray(x.value) for x in args)
+        return call(*primals), (
+            primals,
+            tuple(() if x.perturbed else None for x in args),
         )
 
-    call.defvjp(lambda *args: (call(*args), args), back)
+    def back(residuals: Any, cotangents: Any) -> Any:
+        """To what was closed over no cotangent may be asked for: a rule gives none."""
+        primals, perturbed = residuals
+        moving = [i for i, p in enumerate(perturbed) if p is not None]
+        moving = [i for i in moving if _is_inexact(eqn.invars[i])]
+        ends = [*ins, *(end.moving() for end in outs)]
+        given = [*primals, *map(_instantiated, cotangents)]
+        rule = functools.partial(pull, moving)
+        try:
+            found = cut_like(rule, ends)(*given)
+        except UnknownSliceError:  # of the rule; the call itself was cut
+            whole = rule(*(end.whole(x) for end, x in zip(ends, given, strict=True)))
+            found = [x[ins[i].places] for i, x in zip(moving, whole, strict=True)]
+        gradients = dict(zip(moving, found, strict=True))
+        return tuple(gradients.get(i) for i in range(len(primals)))
+
+    call.defvjp(ahead, back, symbolic_zeros=True)
     return call
 
 
@@ -128,6 +164,13 @@ def _slices(table: Table, values: Array | None) -> Array | None:
 
 def _is_inexact(atom: Any) -> bool:
     return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
+
+
+def _instantiated(x: Any) -> Any:
+    """A cotangent that may be zero by its type."""
+    if not isinstance(x, SymbolicZero):
+        return x
+    return jnp.zeros(x.shape, x.dtype) if x.dtype != jax.dtypes.float0 else _still(x)
 
 
 def _still(x: Any) -> Any:

@@ -15,7 +15,7 @@ from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.wires import Joined, Same
 from dagjax.compaction.removal.derivatives import End, backward, forward
-from dagjax.compaction.removal.facts import UNKNOWN
+from dagjax.compaction.removal.facts import UNKNOWN, UnknownSliceError
 from dagjax.compaction.removal.propagation import REDUCTIONS, Facts
 from dagjax.jaxprs.interpret import Env, Evaluation, bind, bind_whole
 from dagjax.jaxprs.primitives import primitive_of, primitives_with
@@ -316,7 +316,7 @@ class CutEvaluation(Evaluation):
         if table.is_number(fact):
             return jnp.full(shape, table.values(fact), atom.aval.dtype)
         if fact == UNKNOWN or fact not in table.expressions:
-            raise AssertionError("a removed slice is read of which nothing is known")
+            raise UnknownSliceError
         equation, along, operands = table.expressions[fact]
         if equation.name == "broadcast_in_dim":
             value = self.read(env, equation.eqn.invars[0])

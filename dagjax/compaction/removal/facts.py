@@ -32,6 +32,10 @@ ITSELF = -1  # an operand that has no such axis is its own slice
 _EXACT = 2**53  # larger integers are no float64
 
 
+class UnknownSliceError(Exception):
+    """A removed slice is read of which nothing is known."""
+
+
 class Fact(NamedTuple):
     """Of one value: for each axis the facts of its slices (None: all unknown).
 

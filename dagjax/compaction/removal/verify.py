@@ -129,17 +129,19 @@ def _gradients(
         pairs = zip(jax.tree.leaves(ys), weights, strict=True)
         return sum(jnp.vdot(w, y).real for y, w in pairs if _moves(y))
 
-    full = lambda p, rest: project(tree.unflatten([*p, *rest])(*xs))
-    left = lambda p, net: project(net.replace(params=p)(*xs))
+    # Inputs as arguments: XLA dies where it folds a whole number divided by zero.
+    full = lambda p, rest, xs: project(tree.unflatten([*p, *rest])(*xs))
+    left = lambda p, net, xs: project(net.replace(params=p)(*xs))
     grad = lambda fn: jax.grad(fn, allow_int=True)
     gathered = lambda leaves: _moving(index.gather(index.tree.unflatten(leaves)))
 
     def again() -> list[Any]:
-        program = program_of(jax.make_jaxpr(grad(full))(params, rest))
-        return [[*gathered(run).values()] for run in runs_of(program, masked)]
+        program = program_of(jax.make_jaxpr(grad(full))(params, rest, xs))
+        runs = runs_of(program, [*masked, *jax.tree.leaves(xs)])
+        return [[*gathered(run).values()] for run in runs]
 
-    theirs = gathered(jax.jit(grad(full))(params, rest))
-    ours = _moving(jax.jit(grad(left))(small.params, small))
+    theirs = gathered(jax.jit(grad(full))(params, rest, xs))
+    ours = _moving(jax.jit(grad(left))(small.params, small, xs))
     for i in differing([*theirs.values()], [*ours.values()], again):
         path, g = [*theirs.items()][i]
         raise CompactionError(

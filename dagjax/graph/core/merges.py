@@ -229,7 +229,18 @@ def _log_presence(port: Port, dtype: Any) -> jax.Array:
 
 def lowest(dtype: Any) -> jax.Array:
     """In place of -inf: its exponential is 0 and it has a gradient."""
-    return jnp.asarray(jnp.finfo(dtype).min / 2, dtype)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(jnp.finfo(dtype).min / 2, dtype)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    return jnp.asarray(jnp.iinfo(dtype).min if whole else False, dtype)
+
+
+def highest(dtype: Any) -> jax.Array:
+    """In place of inf."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return -lowest(dtype)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    return jnp.asarray(jnp.iinfo(dtype).max if whole else True, dtype)
 
 
 def _same_shape(ports: tuple[Port, ...]) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from dagjax.graph.core.merges import Port, any_on, is_on, lowest
+from dagjax.graph.core.merges import Port, any_on, highest, is_on, lowest
 from dagjax.graph.tracing.cut import Join
 from dagjax.graph.tracing.flow import Value
 from dagjax.jaxprs.program import Equation
@@ -41,8 +41,8 @@ class Role:
         if self.kind == "factor":
             return value + (1 - presence).astype(value.dtype)
         if self.kind in ("low", "high"):
-            low = lowest(value.dtype)
-            return jnp.where(is_on(port), value, low if self.kind == "low" else -low)
+            least = lowest if self.kind == "low" else highest
+            return jnp.where(is_on(port), value, least(value.dtype))
         if self.kind == "case":
             return jnp.where(is_on(port), value, ports[self.other].value)
         return value
