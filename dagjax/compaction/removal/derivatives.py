@@ -170,7 +170,8 @@ def _instantiated(x: Any) -> Any:
     """A cotangent that may be zero by its type."""
     if not isinstance(x, SymbolicZero):
         return x
-    return jnp.zeros(x.shape, x.dtype) if x.dtype != jax.dtypes.float0 else _still(x)
+    aval: Any = x.aval
+    return _still(x) if aval.dtype == jax.dtypes.float0 else jnp.zeros_like(aval)
 
 
 def _still(x: Any) -> Any:
