@@ -93,6 +93,7 @@ from dagjax.graph.rewrite.contract import split as split
 from dagjax.graph.rewrite.width import narrow as narrow
 from dagjax.graph.tracing.adapters import from_linen as from_linen
 from dagjax.graph.tracing.adapters import from_nnx as from_nnx
+from dagjax.graph.tracing.as_dag import as_dag as as_dag
 from dagjax.graph.tracing.trace import trace as trace
 from dagjax.graph.zoo.convolution import scan_conv as scan_conv
 from dagjax.jaxprs.messages import TraceError as TraceError

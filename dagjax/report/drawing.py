@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from dagjax.graph.core.dag import DAG, graph_of
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph, live_arcs
 from dagjax.graph.rewrite import folding
 from dagjax.graph.rewrite.folding import Folded
+from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.report import scale
 from dagjax.report.layout import Bracket, Layout, layout
 from dagjax.report.painting import Painter
@@ -26,7 +27,7 @@ _MANY = 40  # arcs; beyond that repeats are folded
 
 
 def draw(
-    net: Graph | DAG,
+    net: Graph | Network,
     gates: Mapping[str, Any] | None = None,
     *,
     contributions: Mapping[str, Any] | None = None,

@@ -132,7 +132,7 @@ def operations(channels: Channels) -> Terms:
 
 
 def flops_of(program: Program) -> float:
-    """The same of a whole program; NaN where a `while` may run any number of times."""
+    """The same of a whole program; NaN where it is not known (`while`, a file)."""
     total = 0.0
     for equation in program.equations:
         inner = [flops_of(body) for body in equation.bodies]
@@ -142,6 +142,14 @@ def flops_of(program: Program) -> float:
             total += (
                 2.0 * math.prod(equation.eqn.outvars[0].aval.shape) * math.prod(sizes)
             )
+        elif equation.name == "bcsr_dot_general":
+            entries, columns = (
+                equation.eqn.invars[0],
+                equation.eqn.invars[-1].aval.shape,
+            )
+            total += 2.0 * entries.aval.size * math.prod(columns[1:])
+        elif equation.name == "call_exported":
+            total += math.nan
         elif equation.name == "while":
             total += math.nan if any(inner) else 0.0
         else:

@@ -27,9 +27,10 @@ from dagjax.compaction.channels.mask_checks import named
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.consumption import needed
 from dagjax.compaction.removal.liveness import Liveness, dead_of_masks
-from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.topology import Graph
+from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.jaxprs.gc_paused import gc_paused
+from dagjax.jaxprs.messages import TraceError
 
 ARCS = "arcs"  # the group whose units are whole branches
 
@@ -224,7 +225,7 @@ def units(net: Any) -> Units:
         Dense      1      8            8          28  Dense/bias, Dense/kernel, ...
         8 units in 1 groups; 67 parameters, 0.00 MFLOPs
     """
-    graph = net.graph if isinstance(net, DAG) else None
+    graph = _graph(net)
     return _units(traced_network_of(net), jax.tree.structure(net.params), graph)
 
 
@@ -245,6 +246,14 @@ def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
 
 def _without(values: Array, leaves: Iterable[int]) -> float:
     return float(values.sum() - values[[*leaves]].sum())
+
+
+def _graph(net: Any) -> Graph | None:
+    """The arcs of a network; a cut one may have an output that no input changes."""
+    try:
+        return graph_of(net)
+    except TraceError:
+        return None
 
 
 # --- whole arcs -----------------------------------------------------------------------

@@ -97,9 +97,8 @@ def to_nnx(net: Any, model: Any = None) -> Any:
 def _filled(net: Any, model: nnx.Module) -> nnx.Module:
     """A copy of the model with the network's arrays."""
     copy = nnx.clone(model)
-    state = net.state["user"] if "folded" in net.state else net.state
     try:
-        nnx.update(copy, net.params, state.get("user") or {})
+        nnx.update(copy, net.params, net.user_state)
         judge = nnx.clone(copy)
         judge.eval()
         source = traced_network_of(net, example_of(net))

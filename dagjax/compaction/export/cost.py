@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from typing import Any
@@ -18,6 +19,7 @@ from dagjax.compaction.channels.traced_network import (
     resized,
     traced_network_of,
 )
+from dagjax.compaction.export.saving import Saved
 from dagjax.compaction.removal.verify import random_inputs
 from dagjax.graph.core.dag import count_params
 
@@ -85,7 +87,7 @@ def cost(
     """Parameters, operations, bytes and latency of networks, beside each other.
 
     Args:
-        net: A DAG, or a compacted network: "before".
+        net: A network of any kind, also one from a file: "before".
         *others: More of them: "after", ...
         batch: The batch size; by default the one that the network was made for.
         latency: Whether the time of a compiled call is measured.
@@ -111,21 +113,32 @@ def cost(
 
 
 def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
-    inputs = example_of(net)
-    batch = batch or batch_of(inputs) or 1
-    source = traced_network_of(net, resized(inputs, batch))
+    inputs = _inputs(net, batch)
+    source = traced_network_of(net, inputs)
     xs = random_inputs(source)
     compiled = jax.jit(lambda net, xs: net(*xs)).lower(net, xs).compile()
     analysis = compiled.cost_analysis() or {}
-    held = jax.tree.leaves((net.params, net.state))
+    held = jax.tree.leaves(net)
     return Cost(
         count_params(net.params),
         sum(x.nbytes for x in held if hasattr(x, "nbytes")),
         flops_of(source.body),
         float(analysis.get("flops", np.nan)),
         _latency(compiled, net, xs) if latency else float("nan"),
-        batch,
+        batch_of(inputs) or 1,
     )
+
+
+@functools.singledispatch
+def _inputs(net: Any, batch: int | None) -> tuple[Any, ...]:
+    """The shapes of the inputs at a batch size."""
+    inputs = example_of(net)
+    return inputs if batch is None else resized(inputs, batch)
+
+
+@_inputs.register
+def _(net: Saved, batch: int | None) -> tuple[Any, ...]:
+    return net.inputs_at(batch)
 
 
 def _latency(compiled: Any, net: Any, xs: Any, seconds: float = 1.0) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,28 @@ from jax import export
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.mask_checks import named, network
-from dagjax.compaction.channels.traced_network import batch_of, example_of, resized
+from dagjax.compaction.channels.traced_network import (
+    batch_of,
+    example_of,
+    resized,
+    traced_network_of,
+)
+from dagjax.compaction.export.sparsify import DenseEvaluation
 
 _FORMAT = "dagjax network 1"
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-@dataclasses.dataclass(frozen=True)
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params"],
+    meta_fields=["batch_sizes", "call"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Saved:
-    """A network that was read from a file.
+    """A network that was read from a file: it is called, and costs something.
+
+    The file holds programs for XLA and no equations, so a network cannot be had of it.
 
     Args:
         params: `{path: array}`.
@@ -35,16 +49,54 @@ class Saved:
 
     params: dict[str, jax.Array]
     batch_sizes: tuple[int, ...]
-    call: Callable[..., Any]
+    call: _Programs
 
     def __call__(self, *xs: Any) -> Any:
         """The outputs at `xs`; one array, or a list of them."""
         made = self.call(self.params, *map(jnp.asarray, jax.tree.leaves(xs)))
         return made[0] if len(made) == 1 else made
 
+    def inputs_at(self, batch: int | None) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the leaves of the inputs, by default for the first batch size."""
+        program = self.call.at(self.batch_sizes[0] if batch is None else batch)
+        leaves = program.in_avals[len(self.params) :]
+        return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+
+    @property
+    def example_inputs(self) -> Any:
+        """Refused."""
+        raise _no_equations("its example_inputs")
+
+    @property
+    def state(self) -> Any:
+        """Refused."""
+        raise _no_equations("its state")
+
+    @property
+    def updated_state(self) -> Any:
+        """Refused."""
+        raise _no_equations("its state")
+
+    @property
+    def user_state(self) -> Any:
+        """Refused."""
+        raise _no_equations("its state")
+
+    def replace(self, **changes: Any) -> Any:
+        """Refused."""
+        raise _no_equations(f"replacing its {', '.join(changes)}")
+
     def __repr__(self) -> str:
         count = sum(x.size for x in self.params.values())
         return f"Saved({count:,} parameters, batch sizes {list(self.batch_sizes)})"
+
+
+def _no_equations(what: str) -> CompactionError:
+    return CompactionError(
+        f"a file of dj.save holds a compiled program and no equations, and {what} "
+        "would need them: trace the source again (dj.trace, dj.from_nnx, "
+        "dj.from_linen) and take that network"
+    )
 
 
 def save(
@@ -60,7 +112,9 @@ def save(
     (`jax.export.deserialize` reads it) and `network.json`; nothing in it is a pickle.
 
     Args:
-        net: A DAG, or a compacted network.
+        net: Any network but a file; sparse matrices lie in the file as their entries
+            and are made dense when it runs, as XLA's sparse products are no portable
+            code.
         path: The file, `net.zip`.
         batch_sizes: Sizes of the first axis of the inputs that it is compiled for.
         platforms: "cpu", "cuda", "tpu"; by default that of this machine.
@@ -117,12 +171,12 @@ def _exported(net: Any, batch: int, platforms: Any) -> Any:
     """The network at a batch size, a function of `{path: array}` and inputs."""
     leaves, tree = named(net.params), jax.tree.structure(net.params)
     inputs = resized(example_of(net), batch)
-    form = jax.tree.structure(inputs)
+    program = traced_network_of(net, inputs).body
 
     def run(params: dict[str, Any], *xs: Any) -> list[Any]:
-        held = tree.unflatten([params[name] for name in leaves])
-        made = net.replace(params=held)(*form.unflatten(xs))
-        return jax.tree.leaves(made)
+        weights = tree.unflatten([params[name] for name in leaves])
+        args = jax.tree.leaves((net.replace(params=weights), xs))
+        return DenseEvaluation().run(program, args)
 
     shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.items()}
     return export.export(jax.jit(run), platforms=platforms)(
@@ -177,21 +231,22 @@ def _read(path: str | Path) -> Saved:
 class _Programs:
     """The program for the batch size of the inputs."""
 
-    def __init__(self, programs: dict[int, Any]):
+    def __init__(self, programs: dict[int | None, export.Exported]):
         self.programs = programs
 
     def __call__(self, params: Any, *xs: Any) -> Any:
         if not xs:
             raise CompactionError("the network was called without inputs")
-        batch = batch_of(xs)
+        return self.at(batch_of(xs)).call(params, *xs)
+
+    def at(self, batch: int | None) -> export.Exported:
+        """The program for a batch size; one alone says itself what does not fit."""
         if batch not in self.programs and len(self.programs) > 1:
             raise CompactionError(
                 f"the network was saved for batch sizes {[*self.programs]}, got "
                 f"{batch}; save it with batch_sizes=({batch},)"
             )
-        only = next(iter(self.programs.values()))
-        program = only if batch is None else self.programs.get(batch, only)
-        return program.call(params, *xs)
+        return self.programs.get(batch, next(iter(self.programs.values())))
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:

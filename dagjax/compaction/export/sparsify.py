@@ -81,6 +81,22 @@ class Sparse:
         """Shapes of inputs that it takes."""
         return self.form.inputs
 
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Paths of the state that each call updates."""
+        return self._dense.updated_state
+
+    @property
+    def user_state(self) -> Any:
+        """That of the dense network."""
+        return self._dense.user_state
+
+    @property
+    def _dense(self) -> Any:
+        """The network that it was made of; its sparse matrices are the entries."""
+        leaves = jax.tree.leaves((self.params, self.state["user"]))
+        return self.form.tree.unflatten(leaves)
+
     def replace(self, **changes: Any) -> Sparse:
         """A copy with other fields."""
         return dataclasses.replace(self, **changes)
@@ -227,6 +243,22 @@ def _run(source: TracedNetwork, args: list[Any], rows: dict[int, Any]) -> list[A
     """The program, some of whose parameters are the entries of sparse matrices."""
     where = {source.body.invars[leaf]: entries for leaf, entries in rows.items()}
     return _SparseEvaluation(where).run(source.body, args)
+
+
+class DenseEvaluation(Evaluation):
+    """Evaluates sparse products with dense matrices: code that any XLA knows."""
+
+    def equation(self, equation: Equation, values: list[Any]) -> Any:
+        """The primitive, or the product with the matrix of its entries."""
+        if equation.name != "bcsr_dot_general":
+            return super().equation(equation, values)
+        from jax.experimental import sparse
+
+        *entries, x = values
+        params = equation.eqn.params
+        matrix = sparse.BCSR(tuple(entries), shape=params["lhs_spinfo"].shape)
+        numbers = params["dimension_numbers"]
+        return [jax.lax.dot_general(matrix.todense(), x, numbers)]
 
 
 def _product(step: Equation, where: Any, x: Any, entries: Any) -> Any:

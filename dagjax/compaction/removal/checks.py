@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.traced_network import TracedNetwork
-from dagjax.graph.core.dag import DAG
+from dagjax.graph.core.network import Network
+from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.jaxprs.primitives import primitives_with
 
 _RANDOM = primitives_with(kind="random")
 
 
-def refuse_training(net: Any) -> None:
+def refuse_training(net: Network) -> None:
     """A network that updates its state, as batch norm in training mode does.
 
     Raises:
         CompactionError: It names the state and the arcs.
     """
-    program = (
-        getattr(net.graph.signature, "program", None) if isinstance(net, DAG) else None
-    )
-    if program is None or program.base.new_state is None:
-        return
-    plan, slots = program.base, program.base.slots
-    old = {slot.place: slot.path for slot in slots.values() if slot.tree == "user"}
-    updated = [
-        old[place]
-        for place, atom in enumerate(plan.state_outvars)
-        if not (atom in plan.state_values and atom in slots)
-        and jnp.issubdtype(atom.aval.dtype, jnp.inexact)  # counts of keys may go on
-    ]
-    if updated:
-        arcs = _arcs(net, updated)
+    if updated := net.updated_state:
         raise CompactionError(
-            f"{arcs} updates the state {', '.join(updated[:4])} in each call: batch "
-            "norm or dropout in training mode, which a cut would change. Trace the "
-            "network in inference mode (model.eval(), train=False) and compact that"
+            f"{_reader(net, updated)} updates the state {', '.join(updated[:4])} in "
+            "each call: batch norm or dropout in training mode, which a cut would "
+            "change. Trace the network in inference mode (model.eval(), train=False) "
+            "and compact that"
         )
 
 
-def _arcs(net: DAG, updated: list[str]) -> str:
-    """The arcs in whose names the state lies."""
-    named = [a.name for a in net.graph.arcs if any(_inside(p, a.name) for p in updated)]
+def _reader(net: Network, paths: Sequence[str]) -> str:
+    """The arc in whose name the state lies."""
+    arcs = [arc.name for arc in graph_of(net).arcs]
+    named = [arc for arc in arcs if any(_inside(path, arc) for path in paths)]
     return f"the arc {named[0]!r}" if named else "the network"
 
 

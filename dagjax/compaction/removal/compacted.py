@@ -66,6 +66,12 @@ class Cutting:
     def __deepcopy__(self, memo: Any) -> Cutting:
         return self  # frozen, and jaxprs do not copy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cutting, (
+            self.tree, self.shapes, self.inputs, self.rounds, self.recipe,
+            self.prunable, self.coupled, self.folded_entries,
+        )  # fmt: skip
+
     def plan(self, inputs: tuple[Any, ...]) -> tuple[TracedNetwork, CutEvaluation]:
         """The program at these shapes of the inputs, and how it is evaluated."""
         key = _form(inputs)
@@ -163,6 +169,17 @@ class Small:
     def example_inputs(self) -> tuple[Any, ...]:
         """Shapes of inputs that it takes."""
         return self.cutting.inputs
+
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Nothing: a network that updates its state is not compacted."""
+        return ()
+
+    @property
+    def user_state(self) -> Any:
+        """That of the network that was cut."""
+        leaves = jax.tree.leaves((self.params, self.state["user"]))
+        return self.cutting.tree.unflatten(leaves).user_state
 
     @property
     def folded_entries(self) -> dict[str, int]:

@@ -99,6 +99,16 @@ class DAG:
             for s in spaces
         )
 
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Paths of the state that each call updates."""
+        return self.graph.signature.updated_state
+
+    @property
+    def user_state(self) -> Any:
+        """What is not trained, as it was given when the network was traced."""
+        return self.state.get("user", {})
+
     def replace(self, **changes: Any) -> DAG:
         """A copy with other fields: `dag.replace(params=params)`."""
         return dataclasses.replace(self, **changes)
@@ -138,12 +148,8 @@ def gates(dag: DAG | Graph) -> dict[str, jax.Array]:
         >>> dj.gates(dj.zoo.lenet_300_100())
         {'fc1': Array(1., dtype=float32), 'fc2': ..., 'fc3': ...}
     """
-    return {arc.name: jnp.ones(()) for arc in graph_of(dag).arcs}
-
-
-def graph_of(net: DAG | Graph) -> Graph:
-    """The graph of a network, or the graph itself."""
-    return net.graph if isinstance(net, DAG) else net
+    graph = dag if isinstance(dag, Graph) else dag.graph
+    return {arc.name: jnp.ones(()) for arc in graph.arcs}
 
 
 def inject(dag: DAG, *xs: Any) -> Values:

@@ -26,6 +26,16 @@ class Network(Protocol):
         """Shapes of inputs that it takes; None if it does not know them."""
         ...
 
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Paths of the state that each call updates, as batch norm in training mode."""
+        ...
+
+    @property
+    def user_state(self) -> State:
+        """What is not trained, as it was given when the network was traced."""
+        ...
+
     def __call__(self, *xs: PyTree) -> PyTree:
         """The outputs at `xs`."""
         ...

@@ -7,23 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dagjax.graph.core.dag import DAG, count_params, graph_of
+from dagjax.graph.core.dag import count_params
 from dagjax.graph.core.functions import Function
 from dagjax.graph.core.initialize import init
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Arc, Graph, Space
 from dagjax.graph.parts.counts import count_paths
 from dagjax.graph.rewrite import folding
+from dagjax.graph.tracing.as_dag import as_dag, graph_of
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column
 _MANY = 40  # arcs above which repeats are folded
 
 
-def show(net: Graph | DAG, *xs: Any, fold: bool | None = None) -> None:
+def show(net: Graph | Network, *xs: Any, fold: bool | None = None) -> None:
     """Print a network as a table, one line an arc, grouped by level and node.
 
     Args:
-        net: A graph or a network.
+        net: A graph, or a network of any kind.
         *xs: An example for each input, where the graph does not know their shapes;
             without it shapes and parameter counts of a bare graph stay open.
         fold: Whether of equal blocks that follow one another only the first is shown,
@@ -51,7 +53,7 @@ def show(net: Graph | DAG, *xs: Any, fold: bool | None = None) -> None:
     print(summary(net))
 
 
-def summary(net: Graph | DAG) -> str:
+def summary(net: Graph | Network) -> str:
     """One line: the counts.
 
     Example:
@@ -67,7 +69,7 @@ def summary(net: Graph | DAG) -> str:
         (graph.depth, "level"),
         (count_paths(graph), "path"),
     ]
-    if isinstance(net, DAG):
+    if not isinstance(net, Graph):
         counts.append((count_params(net.params), "parameter"))
     return ", ".join(f"{_number(n)} {word}{'s' * (n != 1)}" for n, word in counts)
 
@@ -77,10 +79,10 @@ def _number(n: int) -> str:
     return f"{n:,}" if n < 10**15 else f"about 10^{len(str(n)) - 1}"
 
 
-def _with_shapes(net: Graph | DAG, xs: tuple[Any, ...]) -> Graph | DAG:
+def _with_shapes(net: Graph | Network, xs: tuple[Any, ...]) -> Graph | Network:
     """Initialize abstractly, so that nothing of the network's size is computed."""
-    if isinstance(net, DAG):
-        return net
+    if not isinstance(net, Graph):
+        return as_dag(net)
     if not xs and not all(node in net.space_of for node in net.inputs):
         return net
     specs = xs or [_example(net.space_of[node]) for node in net.inputs]
@@ -92,7 +94,7 @@ def _example(space: Space) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *space.shape), jnp.dtype(space.dtype))
 
 
-def _lines(net: Graph | DAG, folds: bool) -> list[tuple[str, ...]]:
+def _lines(net: Graph | Network, folds: bool) -> list[tuple[str, ...]]:
     graph = graph_of(net)
     small, counts, _ = folding.fold(graph) if folds else folding.whole(graph)
     times = {end: f"  x {count}" for (_, end), count in counts.items()}
@@ -111,10 +113,10 @@ def _lines(net: Graph | DAG, folds: bool) -> list[tuple[str, ...]]:
     return lines
 
 
-def _count(net: Graph | DAG, arc: Arc) -> str:
+def _count(net: Graph | Network, arc: Arc) -> str:
     if arc.tied is not None:
         return f"={arc.tied}"
-    if isinstance(net, DAG):
+    if not isinstance(net, Graph):
         return f"{count_params(arc.fn.own(net.params, arc.name)):,}"
     return "?"
 

@@ -16,6 +16,11 @@ class Signature:
         """Shapes of inputs that it takes."""
         return None
 
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Paths of the state that each call updates."""
+        return ()
+
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays of the input nodes."""
         return tuple(xs)

@@ -7,8 +7,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 
-from dagjax.graph.core.dag import DAG, graph_of
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph, GraphError, live_arcs
+from dagjax.graph.tracing.as_dag import graph_of
 
 _STATES = 2**17  # of the frontier; beyond it the count takes minutes and gigabytes
 _LISTED = 20  # arcs whose subsets are listed one by one
@@ -17,7 +18,7 @@ Frontier = frozenset[str]  # nodes that are reached and not left yet
 Steps = dict[str, dict[str, int]]  # {node: {target: sub-architectures between}}
 
 
-def count_paths(net: Graph | DAG) -> int:
+def count_paths(net: Graph | Network) -> int:
     """The number of paths from inputs to outputs, `sum ((I - A)^-1)_ts`.
 
     A is the matrix of arc counts; Python integers, so nothing overflows.
@@ -39,7 +40,7 @@ def count_paths(net: Graph | DAG) -> int:
     return sum(paths[node] for node in graph.outputs)
 
 
-def count_subgraphs(net: Graph | DAG) -> int:
+def count_subgraphs(net: Graph | Network) -> int:
     """The number of sub-architectures: non-empty sets of arcs, each on a path within.
 
     A set is one choice of out-arcs, not none, at each node that it reaches, so the
@@ -82,7 +83,7 @@ def count_subgraphs(net: Graph | DAG) -> int:
     return sum(counts.values()) - 1  # without the empty one
 
 
-def subgraphs(net: Graph | DAG) -> Iterator[frozenset[str]]:
+def subgraphs(net: Graph | Network) -> Iterator[frozenset[str]]:
     """All sub-architectures, as sets of names of arcs.
 
     Args:

@@ -56,6 +56,9 @@ class Program:
     def __deepcopy__(self, memo: Any) -> Program:
         return self  # frozen, and jaxprs do not copy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Program, (self.request,)  # jaxprs do not pickle: traced again
+
     def plan(self, shape_in: Callable[[Plan], Shape], new: Shape, what: str) -> Plan:
         """The plan in which values have the shape `new`.
 

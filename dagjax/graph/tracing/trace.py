@@ -83,17 +83,18 @@ def trace(
         _check_arrays(what, tree)
     shapes = [jax.tree.map(shape_of, tree) for tree in (params, state, inputs)]
     program = Program(Request(fn, *shapes, granularity=granularity, unroll=unroll))
-    plan = program.base
-    _warn_of_unread(plan)
+    _warn_of_unread(program.base)
     leaves = jax.tree.leaves(inputs)
-    held = {
-        "user": state,
-        "keys": [leaves[place] for place in plan.key_places],
-        "consts": plan.release(),
-    }
-    return DAG(
-        _graph(program), params, {k: v for k, v in held.items() if jax.tree.leaves(v)}
-    )
+    dag = dag_of(program, params, state)
+    keys = [leaves[leaf] for leaf in program.base.key_places]
+    return dag.replace(state=dag.state | {"keys": keys}) if keys else dag
+
+
+def dag_of(program: Program, params: Any, state: Any) -> DAG:
+    """The DAG of a traced program, which gives it the arrays that it closed over."""
+    parts = {"user": state, "consts": program.base.release()}
+    held = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    return DAG(_graph(program), params, held)
 
 
 def _graph(program: Program) -> Graph:

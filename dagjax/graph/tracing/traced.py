@@ -41,6 +41,9 @@ class Traced(Function):
         self.opaque = not all(map(is_known, work))
         self.text = ("-" if piece.negated else "") + describe(program.base.flow, work)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Traced, (self.program, self.name)
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Paths of the parameters that it reads."""
@@ -126,6 +129,9 @@ class TracedMerge:
     def __deepcopy__(self, memo: Any) -> TracedMerge:
         return self  # frozen
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TracedMerge, (self.program, self.node)
+
     def __repr__(self) -> str:
         return self.word.capitalize()
 
@@ -170,6 +176,21 @@ class TracedSignature(Signature):
     def example_inputs(self) -> tuple[Any, ...]:
         """Shapes of inputs that it takes."""
         return self.program.request.inputs
+
+    @property
+    def updated_state(self) -> tuple[str, ...]:
+        """Paths of the numbers of the state that the function returns changed."""
+        plan = self.program.base
+        if plan.new_state is None:
+            return ()
+        slots = [slot for slot in plan.slots.values() if slot.tree == "user"]
+        path_of = {slot.place: slot.path for slot in slots}
+        return tuple(
+            path_of[leaf]
+            for leaf, atom in enumerate(plan.state_outvars)
+            if not (atom in plan.state_values and atom in plan.slots)
+            and jnp.issubdtype(atom.aval.dtype, jnp.inexact)  # counts of keys may go on
+        )
 
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays among the leaves; keys are no data."""
