@@ -10,6 +10,7 @@ import numpy as np
 
 from dagjax.experiments import stats
 from dagjax.experiments.verdict import Curves, Verdict, sentence, verdicts
+from dagjax.text import aligned
 from dagjax.types import Mask
 
 Settings = dict[str, Any]  # JSON values
@@ -146,8 +147,5 @@ def table(record: Record) -> str:
     metric = record.settings.get("metric", "metric")
     lines = [tuple(h.format(metric=metric) for h in HEADERS)]
     lines += [cells(row) for row in record.rows()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADERS))]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines]  # fmt: skip
     legend = "mean ± half of the 95 percent t interval over seeds"
-    return "\n".join([*text, legend, "", record.sentence()])
+    return "\n".join([*aligned(lines, left=None), legend, "", record.sentence()])

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dagjax.experiments.examples import Data
-
-Objective = Callable[[Any, Any], Any]
-
-
-def cross_entropy(logits: Any, labels: Any) -> Any:
-    """`-log softmax(logits)[label]`, of classes `[B, C]` or of next tokens `[B, T, C]`.
-
-    Example:
-            >>> import jax.numpy as jnp
-            >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))
-            [0.6931472]
-    """
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def squared_error(outputs: Any, targets: Any) -> Any:
-    """`(y - t)^2`."""
-    return jnp.square(outputs - targets)
-
-
-def accuracy(logits: Any, labels: Any) -> Any:
-    """1 where the largest logit is the label's."""
-    return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-
-
-def negative_error(outputs: Any, targets: Any) -> Any:
-    """`-(y - t)^2`, so that higher is better."""
-    return -squared_error(outputs, targets)
+from dagjax.objectives import (
+    Objective,
+    cross_entropy,
+    default_objectives,
+    squared_error,
+    targets_expected,
+)
 
 
 def default_margin(loss: Objective, data: Data) -> float:
@@ -67,15 +43,14 @@ class Task:
 def task_of(
     data: Data, loss: Objective | None = None, metric: Objective | None = None
 ) -> Task:
-    """Integer targets are classes or tokens, float targets are regressed.
+    """Integer and bool targets are classes or tokens, float targets are regressed.
 
     Args:
         data: The data.
         loss: `(outputs, targets) -> values`, averaged; None: found from the targets.
         metric: Likewise, higher is better.
     """
-    integer = jnp.issubdtype(data.y_train.dtype, jnp.integer)
-    default = (cross_entropy, accuracy) if integer else (squared_error, negative_error)
+    default = default_objectives(data.y_train)
     return Task(loss or default[0], metric or default[1])
 
 
@@ -100,11 +75,11 @@ def check_fit(task: Task, model: Any, data: Data) -> None:
         ) from error
     if not hasattr(outputs, "shape"):
         raise ValueError(f"the net has {len(outputs)} outputs; expected one")
-    wanted = {cross_entropy: outputs.shape[:-1], squared_error: outputs.shape}
-    if wanted.get(task.loss, y.shape) != y.shape:
+    wanted = targets_expected(task.loss, outputs.shape)
+    if wanted is not None and wanted != y.shape:
         raise ValueError(
             f"outputs {outputs.shape} do not fit targets {y.shape}: "
-            f"{task.loss.__name__} expected targets {wanted[task.loss]}"
+            f"{task.loss.__name__} expected targets {wanted}"
         )
     most = outputs.shape[-1] if outputs.ndim else 0
     if task.loss is cross_entropy and (top := int(np.max(data.y_train))) >= most:

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 Mask = Any  # a tree of bool arrays and None
 Path = tuple[Any, ...]
@@ -85,10 +87,19 @@ def apply(mask: Mask, params: Any) -> Any:
     return tree_map(keep, mask, params, hole=lambda x: x)
 
 
-def kept(mask: Mask) -> jax.Array:
-    """The number of True entries, int32."""
-    counts = [jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(mask)]
-    return sum(counts, start=jnp.zeros((), jnp.int32))
+def kept(mask: Mask) -> Any:
+    """The number of True entries, int32.
+
+    Where there may be more than 2^31 of them: int64 of numpy, inside `jit` float32.
+    """
+    leaves = jax.tree.leaves(mask)
+    if size(mask) < 2**31:
+        counts = [jnp.sum(m, dtype=jnp.int32) for m in leaves]
+        return sum(counts, start=jnp.zeros((), jnp.int32))
+    if any(isinstance(m, Tracer) for m in leaves):
+        wide = [jnp.sum(m, dtype=jnp.uint32) for m in leaves]
+        return sum((n.astype(jnp.float32) for n in wide), start=jnp.float32(0))
+    return np.int64(sum(np.count_nonzero(m) for m in leaves))
 
 
 def size(mask: Mask) -> int:
@@ -96,7 +107,7 @@ def size(mask: Mask) -> int:
     return sum(m.size for m in jax.tree.leaves(mask))
 
 
-def density(mask: Mask) -> jax.Array:
+def density(mask: Mask) -> Any:
     """The kept share of the prunable entries.
 
     Example:
@@ -104,20 +115,34 @@ def density(mask: Mask) -> jax.Array:
         >>> density({"a": jnp.array([True, False]), "b": None}).item()
         0.5
     """
-    return kept(mask) / size(mask)
+    return kept(mask) / float(size(mask))
 
 
 def overlap(one: Mask, two: Mask) -> jax.Array:
     """How much two masks share: `|one and two| / |one or two|` (Jaccard index).
+
+    Raises:
+        ValueError: If one has None where the other has bools.
 
     Example:
         >>> import jax.numpy as jnp
         >>> overlap(jnp.array([True, True]), jnp.array([True, False])).item()
         0.5
     """
+    if differ := _covered(one) ^ _covered(two):
+        raise ValueError(
+            f"masks of the same leaves were expected; only one of them has bools at "
+            f"{', '.join(sorted(differ))}"
+        )
     both = kept(tree_map(jnp.logical_and, one, two))
     either = kept(tree_map(jnp.logical_or, one, two))
     return jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1))
+
+
+def _covered(mask: Mask) -> set[str]:
+    """The paths of the leaves that are masked."""
+    paths = jax.tree_util.tree_leaves_with_path(mask)
+    return {jax.tree_util.keystr(path) or "its root" for path, _ in paths}
 
 
 def own_label(path: Path) -> Hashable:

@@ -55,7 +55,7 @@ def grouped_topk(label: Callable[[Path], Hashable]) -> Selection:
         new: list[Any] = [None] * len(leaves)
         for members in groups.values():
             alive = [leaves[i][1] for i in members]
-            total = sum(a.size for a in alive)
+            total = _checked_total(alive)
             ours = _comparable([values[i] for i in members])
             keep = _topk(ours, alive, _wanted(density, total))
             for i, leaf in zip(members, keep, strict=True):
@@ -189,6 +189,16 @@ def _rounding_error(a: jax.Array, b: jax.Array, product: jax.Array) -> jax.Array
     a1, b1 = high(a), high(b)
     a2, b2 = a - a1, b - b1
     return ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def _checked_total(alive: Sequence[jax.Array]) -> int:
+    total = sum(a.size for a in alive)
+    if total >= 2**31:
+        raise ValueError(
+            f"{total:,} entries compete, and 2^31 - 1 at most are counted: choose by "
+            "layer (dj.selection.per_leaf_topk) or by units"
+        )
+    return total
 
 
 def _comparable(scores: Sequence[Any]) -> list[jax.Array]:

@@ -123,3 +123,97 @@ def test_arcs_go_by_their_own_scores():
         small = dj.compact(dag, mask).net
         assert small.params[gone]["kernel"].size == 0
         assert small.params[stays]["kernel"].size == 36
+
+
+# --- scores ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layers():
+    graph = dj.series(nn.Dense(20), nn.relu, nn.Dense(20), nn.relu, nn.Dense(3))
+    return dj.init(jax.random.key(0), graph, jnp.ones((4, 5)))
+
+
+def stays(mask, layer="Dense"):
+    return np.flatnonzero(mask[layer]["bias"]).tolist()
+
+
+@pytest.mark.parametrize("normalize", ["none", "mean", "lamp"])
+def test_an_infinite_score_protects_its_unit(layers, normalize):
+    scores = jax.tree.map(lambda w: np.ones(w.shape), layers.params)
+    scores["Dense"]["bias"][7] = np.inf
+    for density in (0.5, 0.1):
+        mask = dj.prune_units(layers, scores, density=density, normalize=normalize)
+        assert 7 in stays(mask)
+    ends = {"Dense": np.where(np.arange(20) < 15, np.inf, -np.inf)}
+    assert stays(dj.prune_units(layers, ends, density=0.75)) == [*range(15)]
+    with pytest.raises(dj.CompactionError, match=r"at most 0\.250 of it"):
+        dj.prune_units(layers, ends, density=0.5)
+
+
+def test_scores_that_are_nan_are_refused(layers):
+    with pytest.raises(dj.CompactionError, match="20 units of group 'Dense' are NaN"):
+        dj.prune_units(layers, {"Dense": np.full(20, np.nan)}, density=0.5)
+    for wrong in (["a"] * 20, [None] * 20, np.ones(20) * 1j):
+        with pytest.raises(dj.CompactionError, match="scores are real numbers"):
+            dj.prune_units(layers, {"Dense": wrong}, density=0.5)
+
+
+def test_scores_of_arcs_are_checked():
+    block = lambda name: dj.residual(dj.block(nn.relu, nn.Dense(5), name=name))
+    graph = dj.series(nn.Dense(5), block("b1"), block("b2"), nn.Dense(3))
+    dag = dj.init(jax.random.key(0), graph, jnp.ones((4, 5)))
+    with pytest.raises(dj.CompactionError, match="group 'arcs' are NaN"):
+        dj.prune_units(dag, {"b1": float("nan"), "b2": 0.0}, density=0.5)
+    with pytest.raises(dj.CompactionError, match=r"no arc 'bl2'; .* b1, b2"):
+        dj.prune_units(dag, {"b1": 1.0, "bl2": 0.0}, density=0.5)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-24, 1e30, 1e300])
+def test_tiny_and_huge_scores_are_squared_without_loss(layers, size):
+    scores = jax.tree.map(lambda w: np.full(w.shape, size), layers.params)
+    scores["Dense"]["kernel"][:, 10:] *= 3
+    mask = dj.prune_units(layers, scores, density=0.5, only="Dense")
+    assert stays(mask) == [*range(10, 20)]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64, bool])
+def test_scores_are_compared_exactly(layers, dtype):
+    """2^60 + 1 is more than 2^60, though float64 does not tell them apart."""
+    base = {np.float64: 2**52, bool: 0}.get(dtype, 2**60)
+    scores = {"Dense": np.full(20, base, dtype), "Dense_1": np.full(20, base, dtype)}
+    scores["Dense"][5] += True
+    scores["Dense_1"][13] += True
+    mask = dj.prune_units(layers, scores, density=0.05)
+    assert (stays(mask), stays(mask, "Dense_1")) == ([5], [13])
+
+
+def test_a_density_is_searched_for_with_multiples_and_a_least_number(layers):
+    odd, even = np.arange(20) * 2.0 + 1, np.arange(20) * 2.0
+    scores = {"Dense": odd, "Dense_1": even}
+    mask = dj.prune_units(layers, scores, density=0.6, round_to=8)
+    assert len(stays(mask)) + len(stays(mask, "Dense_1")) == 24
+    scores = {"Dense": np.arange(20) + 100.0, "Dense_1": np.arange(20) * 1.0}
+    mask = dj.prune_units(layers, scores, density=0.5, keep_at_least=10)
+    assert len(stays(mask)) == len(stays(mask, "Dense_1")) == 10
+
+
+def test_parameters_named_like_groups_are_parameters():
+    """`{"Dense": {...}}` like the parameters are scores of weights."""
+    p = {"Dense": {"kernel": draw(4, 8), "bias": draw(8)}, "out": (draw(8, 3),)}
+
+    def fn(p, x):
+        h = jax.nn.relu(x @ p["Dense"]["kernel"] + p["Dense"]["bias"])
+        return h @ p["out"][0]
+
+    net = dj.trace(fn, p, jnp.ones((2, 4)))
+    want = np.sqrt(sum(
+        np.square(w).sum(axis) for w, axis in
+        ((p["Dense"]["kernel"], 0), (p["Dense"]["bias"], ()), (p["out"][0], 1))
+    ))  # fmt: skip
+    mask = dj.prune_units(net, p, density=0.5)
+    assert stays(mask) == sorted(np.argsort(want)[4:].tolist())
+    mask = dj.prune_units(net, {"Dense": [*range(8)]}, density=0.5)
+    assert stays(mask) == [4, 5, 6, 7]
+    with pytest.raises(dj.CompactionError, match="a tree like"):
+        dj.prune_units(net, {"Dense": {"kernel": 1}}, density=0.5)

@@ -120,3 +120,21 @@ def test_table_and_figure(case):
     for line, row in zip(curves, found.metric, strict=True):
         assert np.array_equal(line.get_ydata(), row)
     assert [*ax.lines[0].get_ydata()] == [found.dense[0]] * 2
+
+
+def test_bools_are_two_classes(case):
+    dag, x, y = case
+    labels = np.asarray(y) == 1
+    found = sensitivity(dag, (x, labels), densities=(0.6,))
+    want = sensitivity(dag, (x, labels.astype(np.int32)), densities=(0.6,))
+    assert found.dense == want.dense
+    assert np.array_equal(found.loss, want.loss)
+    with pytest.raises(dj.CompactionError, match=r"\(64, 3\) do not fit .* \(64,\)"):
+        sensitivity(dag, (x, labels[:, None]))
+    with pytest.raises(dj.CompactionError, match="squared_error expected"):
+        sensitivity(dag, (x, np.zeros(64, np.float32)))
+
+
+def test_one_group_is_named_by_a_string(case):
+    dag, x, y = case
+    assert sensitivity(dag, (x, y), groups="fc1/Dense").groups == ("fc1/Dense",)

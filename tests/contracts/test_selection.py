@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dagjax.sparsity import masks, selection
+from dagjax.sparsity.scores import magnitude
 
 # The tree of all cases; units have 1, 4 or 8 entries, so that means are exact.
 SHAPES = {
@@ -725,3 +726,23 @@ def test_many_scores_against_the_sort():
     new = compiled(selection.global_topk)(scores, alive, np.float32(0.125))
     order = np.lexsort((-scores, ~alive))[:2500]
     assert sorted(order) == np.flatnonzero(new).tolist()
+
+
+@pytest.mark.parametrize("density", [0.295, 0.545, 0.575, 0.5, 0.07])
+def test_the_count_of_a_density_is_that_of_the_number(density):
+    kept = selection.global_topk(np.arange(100.0), np.ones(100, bool), density)
+    assert int(kept.sum()) == round(density * 100)
+
+
+def test_integers_are_compared_exactly():
+    pair = np.array([2**24, 2**24 + 1], np.int32)
+    assert keep(selection.global_topk, pair) == [False, True]
+    wide = np.array([2**60, 2**60 + 1], np.int64)  # as numpy has it, without x64
+    kept = selection.global_topk(wide, np.ones(2, bool), 0.5)
+    assert kept.tolist() == [False, True]
+
+
+def test_the_magnitude_of_the_least_integer():
+    w = np.array([-128, 127, 1, 2], np.int8)
+    found = magnitude(None, w, np.ones(4, bool), None)
+    assert keep(selection.global_topk, np.asarray(found)) == [True, True, False, False]

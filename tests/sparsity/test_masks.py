@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dagjax.sparsity import masks
+from dagjax.sparsity import masks, selection
 
 NAN = np.float32("nan")
 
@@ -300,3 +300,25 @@ def test_a_mask_of_none_is_one_hole():
 def test_other_structures_are_an_error():
     with pytest.raises(ValueError, match="key"):
         masks.tree_map(lambda m, x: x, {"a": np.array([True])}, {"b": 1})
+
+
+def test_masks_of_other_leaves_do_not_overlap():
+    one, two = {"a": np.ones(3, bool), "b": None}, {"a": np.ones(3, bool)}
+    whole = two | {"b": np.ones(2, bool)}
+    for pair in ((one, whole), (whole, one)):
+        with pytest.raises(ValueError, match=r"only one .* bools at \['b'\]"):
+            masks.overlap(*pair)
+    assert masks.overlap(one, two | {"b": None}) == 1
+
+
+def test_more_entries_than_int32_counts():
+    """Nine leaves of 2^28 entries are one array, seen nine times."""
+    big = np.zeros(2**28, bool)
+    big[:-3] = True
+    mask = [big] * 9
+    assert masks.kept(mask).item() == 9 * (2**28 - 3)
+    assert np.isclose(masks.density(mask), 1)
+    shape = jax.eval_shape(masks.density, mask)
+    assert shape.dtype == jnp.float32
+    with pytest.raises(ValueError, match="2,415,919,104 entries compete"):
+        selection.global_topk(mask, mask, 0.5)

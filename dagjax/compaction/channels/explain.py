@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dagjax.compaction.channels.coupling import Reason
 from dagjax.compaction.channels.units import Units, units
+from dagjax.text import aligned
 
 
 class Axis(NamedTuple):
@@ -39,11 +40,7 @@ class Explanation:
             said = [", ".join(a.groups)] if a.groups else []
             said += [f"pinned: {a.reason}"] if a.reason else []
             rows.append((a.path, str(a.axis), str(a.size), "; ".join(said)))
-        wide = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            f"{path:<{wide[0]}}  {axis:>{wide[1]}}  {size:>{wide[2]}}  {said}"
-            for path, axis, size, said in rows
-        )
+        return "\n".join(aligned(rows, left=(0, 3)))
 
 
 def explain(net: Any) -> Explanation:

@@ -31,6 +31,7 @@ from dagjax.graph.core.topology import Graph
 from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError
+from dagjax.text import aligned
 
 ARCS = "arcs"  # the group whose units are whole branches
 
@@ -191,8 +192,7 @@ class Units(Mapping[str, Group]):
                 group.name, str(group.level), str(group.size),
                 _mean(group.params), _mean(group.flops), where,
             ))  # fmt: skip
-        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(_aligned(row, wide)).rstrip() for row in rows]
+        lines = aligned(rows, left=(0, 5))
         count = sum(g.size for g in self.groups.values())
         lines.append(
             f"{count:,} units in {len(self)} groups; {params:,.0f} parameters, "
@@ -297,8 +297,3 @@ def _arc_group(whole: Units) -> dict[str, Group]:
 
 def _mean(values: Array) -> str:
     return f"{values.mean():,.0f}" if len(values) else "-"
-
-
-def _aligned(row: tuple[str, ...], wide: list[int]) -> list[str]:
-    first, *middle, last = zip(row, wide, strict=True)
-    return [first[0].ljust(first[1]), *(c.rjust(w) for c, w in middle), last[0]]

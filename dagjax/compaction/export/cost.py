@@ -22,6 +22,7 @@ from dagjax.compaction.channels.traced_network import (
 from dagjax.compaction.export.saving import Saved
 from dagjax.compaction.removal.verify import random_inputs
 from dagjax.graph.core.dag import count_params
+from dagjax.text import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,7 @@ class Costs(dict[str, Cost]):
             ]
             cells = [_cell(v, s) for v, s in zip(_row(cost), shares, strict=True)]
             rows.append((name, *cells))
-        wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])])
-            for row in rows
-        ]
-        return "\n".join(lines)
+        return "\n".join(aligned(rows))
 
 
 def _row(cost: Cost) -> tuple[float, ...]:

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import io
 import json
+import numbers
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def save(
         (8, 3)
     """
     sizes, where = _sizes(batch_sizes), _platforms(platforms)
-    arrays = {name: np.asarray(x) for name, x in named(network(net).params).items()}
+    arrays = _arrays(named(network(net).params))
     kinds = {name: str(x.dtype) for name, x in arrays.items()}
     meta = {"format": _FORMAT, "batch_sizes": sizes, "dtypes": kinds}
     programs = {n: bytes(_exported(net, n, where).serialize()) for n in sizes}
@@ -147,9 +148,20 @@ def save(
     return Path(path)
 
 
+def _arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    for name, x in params.items():
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            raise CompactionError(
+                f"{name} holds keys ({x.dtype}), which no file of arrays can: pass "
+                "them as an input, or make them in the function (jax.random.key)"
+            )
+    return {name: np.asarray(x) for name, x in params.items()}
+
+
 def _sizes(given: Any) -> list[int]:
-    sizes = [given] if isinstance(given, int) else [*dict.fromkeys(given)]
-    whole = [isinstance(n, (int, np.integer)) and n > 0 for n in sizes]
+    sizes = [*dict.fromkeys(given)] if isinstance(given, Iterable) else [given]
+    integer = lambda n: isinstance(n, numbers.Integral) and not isinstance(n, bool)
+    whole = [integer(n) and n > 0 for n in sizes]
     if not sizes or not all(whole):
         raise CompactionError(
             f"batch_sizes are whole numbers from 1 on, one or more, got {given!r}"

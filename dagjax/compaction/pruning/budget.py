@@ -85,7 +85,7 @@ def prune_units(
     per_unit = _chosen(per_unit, found, only)
     order = Removal(found, per_unit, scope, steps, keep_at_least)
     kept = order.within(budget, share)
-    if share < 1 and all(k.all() for k in kept.values()):
+    if all(k.all() for k in kept.values()) and share < order.measure(budget)(kept):
         warnings.warn(
             f"nothing is removed at {budget}={share}: no unit is small enough, or "
             f"round_to={round_to} and keep_at_least={keep_at_least} hold all",

@@ -84,7 +84,7 @@ class Removal:
         if budget == "density" and self.scope != "global":  # each keeps its own share
             units = len(self.group)
             return self.kept(min(len(self.order), units - max(1, round(share * units))))
-        measure = self._quickly(budget)
+        measure = self.measure(budget)
         kept = self._nearest(measure, share)
         if not np.isclose(measure(kept), self._exactly(budget)(kept), rtol=1e-9):
             measure = self._exactly(budget)
@@ -127,7 +127,7 @@ class Removal:
         own = measure(kept)
         return max(measure({**kept, name: k}) for name, k in more.items()) - own
 
-    def _quickly(self, budget: str) -> _Measure:
+    def measure(self, budget: str) -> _Measure:
         """The share that is left, by what goes with the units alone."""
         if budget == "density":
             return lambda kept: (
@@ -139,7 +139,7 @@ class Removal:
     def _exactly(self, budget: str) -> _Measure:
         """The share that is left of the compacted network."""
         if budget == "density":
-            return self._quickly(budget)
+            return self.measure(budget)
         place, whole = self._whole(budget)
         return lambda kept: self.found.cost(kept)[place] / whole
 

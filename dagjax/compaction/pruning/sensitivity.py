@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
 from dagjax.compaction.pruning.scores import best, unit_scores
+from dagjax.objectives import Objective, default_objectives, targets_expected
 from dagjax.sparsity import masks
-
-Objective = Callable[[Any, Any], Any]
+from dagjax.text import aligned
 
 _CHUNK = 8  # masks that are evaluated at a time on an accelerator
 
@@ -46,14 +45,11 @@ class Sensitivity(NamedTuple):
     def table(self) -> str:
         """The metric as text, the most sensitive group first."""
         order = np.argsort(self.metric.mean(1), kind="stable")
-        wide = max(map(len, (*self.groups, "group")))
-        head = "".join(f"{d:>8.4g}" for d in self.densities)
-        lines = [f"{'group':{wide}}  units{head}"]
+        rows = [("group", "units", *(f"{d:.4g}" for d in self.densities))]
         for place in order:
-            row = "".join(f"{value:8.4f}" for value in self.metric[place])
-            size = int(self.sizes[place])
-            lines.append(f"{self.groups[place]:{wide}}  {size:5}{row}")
-        return "\n".join([*lines, f"dense {self.dense[0]:.4f}"])
+            values = (f"{value:.4f}" for value in self.metric[place])
+            rows.append((self.groups[place], str(self.sizes[place]), *values))
+        return "\n".join([*aligned(rows), f"dense {self.dense[0]:.4f}"])
 
 
 def sensitivity(
@@ -64,7 +60,7 @@ def sensitivity(
     metric: Objective | None = None,
     densities: Sequence[float] = (0.9, 0.7, 0.5, 0.3, 0.1),
     scores: Any = "l2",
-    groups: Iterable[str] | None = None,
+    groups: str | Iterable[str] | None = None,
 ) -> Sensitivity:
     """The metric when one group is pruned to each density, all others left whole.
 
@@ -73,14 +69,14 @@ def sensitivity(
 
     Args:
         net: A DAG, built or traced, or a compacted network.
-        data: `(x, y)`: `[B, ...]` or a tuple of inputs, and targets; integers are
-            classes, floats are regressed.
+        data: `(x, y)`: `[B, ...]` or a tuple of inputs, and targets; integers and
+            bools are classes, floats are regressed.
         loss: `(outputs, targets) -> values`, averaged; None: cross entropy of classes,
             squared error of floats.
         metric: Likewise, higher is better; None: accuracy, or minus the squared error.
         densities: Shares of a group's units to keep; one unit stays at least.
         scores: As for `dj.prune_units`.
-        groups: Names of groups of `dj.units(net)`; None: all of them.
+        groups: A name or names of groups of `dj.units(net)`; None: all of them.
 
     Returns:
         Sensitivity: `print(found.table())`; `dj.draw_sensitivity(found)` draws it.
@@ -106,9 +102,12 @@ def sensitivity(
     inputs = x if isinstance(x, tuple) else (x,)
     if not len(inputs[0]) or len(inputs[0]) != len(y):
         raise CompactionError(f"{len(inputs[0])} inputs and {len(y)} targets")
-    objectives = _objectives(y, loss, metric)
+    default = default_objectives(y)
+    objectives = metric or default[1], loss or default[0]
+    _check_fit(net, inputs, jnp.shape(y), objectives[1])
     found = units(net)
     chosen = unit_scores(net, scores, found)
+    groups = [groups] if isinstance(groups, str) else groups
     names = tuple(chosen) if groups is None else tuple(groups)
     _check(names, chosen, found)
     count = lambda name, density: max(1, round(density * len(chosen[name])))
@@ -137,6 +136,18 @@ def _check(names: Sequence[str], chosen: Mapping[str, Array], found: Units) -> N
         )
 
 
+def _check_fit(net: Any, inputs: Any, targets: Any, loss: Objective) -> None:
+    """Only shapes are computed."""
+    shape = lambda out: out.shape if hasattr(out, "shape") else None
+    outputs = shape(jax.eval_shape(lambda net, xs: net(*xs), net, inputs))
+    wanted = None if outputs is None else targets_expected(loss, outputs)
+    if wanted is not None and wanted != targets:
+        raise CompactionError(
+            f"outputs {outputs} do not fit targets {targets}: {loss.__name__} expected "
+            f"targets {wanted}"
+        )
+
+
 def _values(
     net: Any, trees: Sequence[Any], inputs: Any, y: Any, objectives: Any
 ) -> Array:
@@ -162,31 +173,3 @@ def _value(net: Any, mask: Any, inputs: Any, y: Any, objectives: Any) -> Any:
 def _many(net: Any, stacked: Any, inputs: Any, y: Any, objectives: Any) -> Any:
     one = lambda mask: _value(net, mask, inputs, y, objectives)
     return jax.vmap(one)(stacked)
-
-
-# --- objectives -----------------------------------------------------------------------
-
-
-def _objectives(
-    y: Any, loss: Objective | None, metric: Objective | None
-) -> tuple[Objective, Objective]:
-    """The metric and the loss, chosen by the targets where not given."""
-    classes = jnp.issubdtype(jnp.result_type(y), jnp.integer)
-    default = (_accuracy, _cross_entropy) if classes else (_negative_error, _error)
-    return metric or default[0], loss or default[1]
-
-
-def _cross_entropy(logits: Any, labels: Any) -> Any:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def _accuracy(logits: Any, labels: Any) -> Any:
-    return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-
-
-def _error(outputs: Any, targets: Any) -> Any:
-    return optax.squared_error(outputs, targets)
-
-
-def _negative_error(outputs: Any, targets: Any) -> Any:
-    return -_error(outputs, targets)

@@ -15,6 +15,7 @@ from dagjax.graph.core.topology import Arc, Graph, Space
 from dagjax.graph.parts.counts import count_paths
 from dagjax.graph.rewrite import folding
 from dagjax.graph.tracing.as_dag import as_dag, graph_of
+from dagjax.text import aligned
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column
@@ -43,13 +44,9 @@ def show(net: Graph | Network, *xs: Any, fold: bool | None = None) -> None:
     net = _with_shapes(net, xs)
     folds = len(graph_of(net).arcs) > _MANY if fold is None else fold
     lines = [_HEAD, *_lines(net, folds)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if head in ("level", "parameters") else cell.ljust(width)
-            for head, cell, width in zip(_HEAD, line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    numbers = ("level", "parameters")
+    left = [i for i, head in enumerate(_HEAD) if head not in numbers]
+    print("\n".join(aligned(lines, left)))
     print(summary(net))
 
 

@@ -1,0 +1,63 @@
+"""Losses and metrics `(outputs, targets) -> values`, and which of them targets mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+Objective = Callable[[Any, Any], Any]
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    """`-log softmax(logits)[label]`, of classes `[B, C]` or of next tokens `[B, T, C]`.
+
+    Example:
+            >>> import jax.numpy as jnp
+            >>> print(cross_entropy(jnp.zeros((1, 2)), jnp.array([0])))
+            [0.6931472]
+    """
+    whole = jnp.promote_types(jnp.result_type(labels), jnp.int8)  # bools are 0 and 1
+    labels = jnp.asarray(labels, whole)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def squared_error(outputs: Any, targets: Any) -> Any:
+    """`(y - t)^2`."""
+    return jnp.square(outputs - targets)
+
+
+def accuracy(logits: Any, labels: Any) -> Any:
+    """1 where the largest logit is the label's."""
+    return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+
+
+def negative_error(outputs: Any, targets: Any) -> Any:
+    """`-(y - t)^2`, so that higher is better."""
+    return -squared_error(outputs, targets)
+
+
+def default_objectives(targets: Any) -> tuple[Objective, Objective]:
+    """Loss and metric: integers and bools are classes or tokens, floats are regressed.
+
+    Args:
+        targets: An array.
+    """
+    dtype = jnp.result_type(targets)
+    if jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, bool):
+        return cross_entropy, accuracy
+    return squared_error, negative_error
+
+
+def targets_expected(
+    loss: Objective, outputs: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The shape of targets that fits outputs of a shape; None for other losses.
+
+    Args:
+        loss: The loss.
+        outputs: The shape of the outputs.
+    """
+    return {cross_entropy: outputs[:-1], squared_error: outputs}.get(loss)
