@@ -70,8 +70,14 @@ def name_of(fn: Any) -> str:
 def _user_line(frames: Iterable[tuple[str, Any, str]]) -> str:
     for file, line, function in frames:
         if not file.startswith(_LIBRARIES) and "importlib" not in file:
-            return f" at {file}:{line} ({function})"
+            return f" at {_relative(file)}:{line} ({function})"
     return ""
+
+
+def _relative(file: str) -> str:
+    """A path as seen from where Python runs, if it lies below."""
+    here = f"{Path.cwd()}/"
+    return file.removeprefix(here)
 
 
 def _first(error: Exception) -> str:

@@ -26,7 +26,32 @@ def unrolled(closed: Any) -> Any:
 
 
 class _Unrolling(Evaluation):
-    """Evaluates scans pass by pass, everything else as it is, in its name scope."""
+    """Evaluates scans pass by pass, everything else as it is, in its name scope.
+
+    Layers that are stacked to be scanned are read where they came from, so that each
+    pass has axes of its own: `rows` keeps `{id of a stack: (the stack, its rows)}`.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[int, tuple[Any, list[Any]]] = {}
+
+    def equation(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """The primitive; of a stack its rows are kept."""
+        results = super().equation(equation, values)
+        first = equation.eqn.params.get("dimension", equation.eqn.params.get("axis"))
+        if equation.name == "stack" and first == 0:
+            self.rows[id(results[0])] = results[0], values
+        if equation.name == "concatenate" and first == 0:
+            if all(x.shape[0] == 1 for x in values):
+                rows = [lax.squeeze(x, (0,)) for x in values]
+                self.rows[id(results[0])] = results[0], rows
+        return results
+
+    def row(self, leaf: Any, i: int) -> Any:
+        """What a pass reads of what is scanned."""
+        if id(leaf) in self.rows:
+            return self.rows[id(leaf)][1][i]
+        return lax.index_in_dim(leaf, i, keepdims=False)
 
     def visit(self, equation: Equation, env: Env) -> Sequence[Any]:
         """What an equation makes, in its name scope."""
@@ -54,7 +79,7 @@ class _Unrolling(Evaluation):
         rows: list[list[Any]] = []
         for i in reversed(range(length)) if back else range(length):
             with jax.named_scope(str(i)):
-                x = [lax.index_in_dim(leaf, i, keepdims=False) for leaf in xs]
+                x = [self.row(leaf, i) for leaf in xs]
                 results = self.run(equation.bodies[0], [*held, *carry, *x])
             carry = results[: len(carry)]
             rows.append(results[len(carry) :])

@@ -354,7 +354,7 @@ CASES = {
 def channels_of(fn, operands):
     closed = jax.make_jaxpr(fn)(*operands)
     body = program_of(closed)
-    return Channels(body, len(body.invars), outputs=False)
+    return Channels(body, len(body.invars), outputs=None)
 
 
 def units_of(channels):

@@ -48,7 +48,7 @@ class Channels(Abstract[Axes]):
     Args:
         body: The program.
         free: How many of its arguments may be cut; the others hold data.
-        outputs: Whether its outputs are to stay whole.
+        outputs: Names of its outputs, which are to stay whole; None: they may be cut.
         coupled: Whether the features of a kernel go only with the channels that they
             make or read. If not, such contractions are in `untied`, with the operand
             that is the kernel.
@@ -58,7 +58,11 @@ class Channels(Abstract[Axes]):
     """
 
     def __init__(
-        self, body: Program, free: int, outputs: bool = True, coupled: bool = True
+        self,
+        body: Program,
+        free: int,
+        outputs: Sequence[str] | None,
+        coupled: bool = True,
     ):
         super().__init__()
         self.body, self.free, self.labels = body, free, Labels()
@@ -70,10 +74,9 @@ class Channels(Abstract[Axes]):
         inputs = [self._fresh(var) for var in body.invars]
         for axes in inputs[free:]:
             self._pin(axes, Reason("an input"))
-        for axes in self.run(body, inputs) if outputs else ():
-            self._pin(axes, Reason("an output"))
-        if not outputs:
-            self.run(body, inputs)
+        results = self.run(body, inputs)
+        for name, axes in zip(outputs or (), results, strict=False):
+            self._pin(axes, Reason(f"the output {name!r}" if name else "an output"))
 
     @functools.cached_property
     def classes(self) -> Classes:

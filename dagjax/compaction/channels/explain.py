@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dagjax.compaction.channels.coupling import Reason
+from dagjax.compaction.channels.coupling import Channels, Reason
 from dagjax.compaction.channels.units import Units, units
 from dagjax.text import aligned
+
+_LARGEST = 10  # pins that the summary shows
+_ADVICE = {
+    "an input": "the data has this size",
+    "an output": "it keeps its size; return only what is used",
+    "the output": "it keeps its size; leave it out of the result where nobody reads it",
+    "scan runs": "the layers are cut alike, at the same indices; give them as a list, "
+    "stack them inside the function and trace it with unroll=True: each has a width of "
+    "its own then, and is an arc that may go",
+    "no rule": "register_primitive of compaction.channels.wiring gives it one",
+    "random": "trace the network in inference mode",
+}
 
 
 class Axis(NamedTuple):
@@ -19,6 +33,8 @@ class Axis(NamedTuple):
         size: Its length.
         groups: The groups that its indices belong to.
         reason: Why (the rest of) it is pinned, "" where nothing is.
+        cut: How many of its indices lie in a unit.
+        pinned: How many are pinned.
     """
 
     path: str
@@ -26,21 +42,61 @@ class Axis(NamedTuple):
     size: int
     groups: tuple[str, ...]
     reason: str
+    cut: int
+    pinned: int
+
+
+class Pin(NamedTuple):
+    """What keeps parameters from being cut.
+
+    Args:
+        reason: The equation, input or output.
+        entries: How many parameters have an axis that it pins.
+        parameters: Their paths.
+        advice: What to do, "" where nothing can be done.
+    """
+
+    reason: str
+    entries: int
+    parameters: tuple[str, ...]
+    advice: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What can be cut of each parameter, and what stands in the way."""
+    """What can be cut of each parameter, and what stands in the way.
+
+    Args:
+        axes: Axis by axis.
+        entries: How many numbers the parameters hold.
+        free: How many of them lie in some unit, and can be cut.
+        pins: What pins the others, the largest first.
+    """
 
     axes: tuple[Axis, ...]
+    entries: int
+    free: int
+    pins: tuple[Pin, ...]
 
     def __repr__(self) -> str:
+        share = self.free / max(self.entries, 1)
+        head = f"{share:.0%} of {self.entries:,} parameters lie in units"
+        pins = [self._line(pin) for pin in self.pins[:_LARGEST]]
+        return "\n".join([head, *pins, "", *self._table()])
+
+    def _line(self, pin: Pin) -> str:
+        rest = f" and {len(pin.parameters) - 2} more" * (len(pin.parameters) > 2)
+        of = f"{', '.join(pin.parameters[:2])}{rest}"
+        advice = f": {pin.advice}" if pin.advice else ""
+        return f"{pin.entries:>11,} pinned by {pin.reason} ({of}){advice}"
+
+    def _table(self) -> list[str]:
         rows = [("parameter", "axis", "size", "cut with / why not")]
         for a in self.axes:
             said = [", ".join(a.groups)] if a.groups else []
             said += [f"pinned: {a.reason}"] if a.reason else []
             rows.append((a.path, str(a.axis), str(a.size), "; ".join(said)))
-        return "\n".join(aligned(rows, left=(0, 3)))
+        return aligned(rows, left=(0, 3))
 
 
 def explain(net: Any) -> Explanation:
@@ -50,12 +106,17 @@ def explain(net: Any) -> Explanation:
         net: A DAG, or a compacted network.
 
     Returns:
-        A table: for each axis its groups, or the equation and the line that pin it.
+        A summary (what share can be cut; what pins most, and what to do), then a table:
+        for each axis its groups, or the equation and the line that pin it.
 
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
         >>> graph = dj.series(nn.Dense(8), nn.relu, nn.Dense(3))
         >>> dj.explain(dj.init(jax.random.key(0), graph, jnp.ones((1, 4))))
+        96% of 67 parameters lie in units
+                 32 pinned by an input (Dense/kernel): the data has this size
+                 27 pinned by an output (Dense_1/bias, Dense_1/kernel): it keeps its ...
+        <BLANKLINE>
         parameter       axis  size  cut with / why not
         Dense/bias         0     8  Dense
         Dense/kernel       0     4  pinned: an input
@@ -65,21 +126,49 @@ def explain(net: Any) -> Explanation:
         Dense_1/kernel     1     3  pinned: an output
     """
     found = units(net)
-    names = _names(found)
-    channels = found.source.channels
+    names, channels = _names(found), found.source.channels
+    leaves = dict(zip(found.paths, found.source.body.invars, strict=False))
+    axes = {path: _axes(path, var, names, channels) for path, var in leaves.items()}
+    entries = {path: math.prod(var.aval.shape) for path, var in leaves.items()}
+    stay = sum(math.prod(a.size - a.cut for a in of) for of in axes.values())
+    total, flat = sum(entries.values()), tuple(a for of in axes.values() for a in of)
+    return Explanation(flat, total, total - stay, _pins(flat, entries))
+
+
+def _axes(
+    path: str, var: Any, names: Mapping[int, str], channels: Channels
+) -> list[Axis]:
+    """Each axis of a parameter."""
     axes = []
-    for path, var in zip(found.paths, found.source.body.invars, strict=False):
-        for axis, labels in enumerate(channels.at[var]):
-            of = channels.classes.of[labels]
-            groups = dict.fromkeys(names[c] for c in of.tolist() if c in names)
-            stuck = labels[of == channels.classes.pinned]
-            reason = (
-                _said(channels.reasons(stuck[:1])[0], len(of)) if len(stuck) else ""
-            )
-            if not groups and not reason:
-                reason = "all of it is one unit"
-            axes.append(Axis(path, axis, len(of), (*groups,), reason))
-    return Explanation(tuple(axes))
+    for axis, labels in enumerate(channels.at[var]):
+        of = channels.classes.of[labels]
+        named = [names[c] for c in of.tolist() if c in names]
+        stuck = labels[of == channels.classes.pinned]
+        reason = _said(channels.reasons(stuck[:1])[0], len(of)) if len(stuck) else ""
+        if not named and not reason:
+            reason = "all of it is one unit"
+        groups = tuple(dict.fromkeys(named))
+        axes.append(Axis(path, axis, len(of), groups, reason, len(named), len(stuck)))
+    return axes
+
+
+def _pins(axes: Iterable[Axis], entries: Mapping[str, int]) -> tuple[Pin, ...]:
+    """What pins most comes first."""
+    pinned: dict[str, dict[str, int]] = {}
+    for a in axes:
+        if a.pinned and a.size > 1:
+            of = pinned.setdefault(a.reason, {})
+            held = entries[a.path] * a.pinned // a.size
+            of[a.path] = max(of.get(a.path, 0), held)
+    pins = [
+        Pin(reason, sum(of.values()), tuple(of), _advice(reason))
+        for reason, of in pinned.items()
+    ]
+    return tuple(sorted(pins, key=lambda pin: -pin.entries))
+
+
+def _advice(reason: str) -> str:
+    return next((advice for key, advice in _ADVICE.items() if key in reason), "")
 
 
 def _names(found: Units) -> dict[int, str]:

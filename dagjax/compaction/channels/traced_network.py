@@ -10,6 +10,7 @@ import jax
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.mask_checks import network
+from dagjax.graph.tracing.naming import path_of
 from dagjax.jaxprs.program import Program, program_of
 from dagjax.jaxprs.versions import shape_of, trace_context
 
@@ -33,11 +34,16 @@ class TracedNetwork:
     @functools.cached_property
     def channels(self) -> Channels:
         """Which indices of its values are cut together."""
-        return Channels(self.body, self.free)
+        return Channels(self.body, self.free, self._outputs)
+
+    @property
+    def _outputs(self) -> list[str]:
+        tree = self.result.unflatten(range(self.result.num_leaves))
+        return [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
     @functools.cached_property
     def _loose(self) -> Channels:
-        return Channels(self.body, self.free, coupled=False)
+        return Channels(self.body, self.free, self._outputs, coupled=False)
 
     def channels_of(self, coupled: bool) -> Channels:
         """The same with the features of kernels tied to channels, or not."""

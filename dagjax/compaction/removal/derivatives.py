@@ -147,7 +147,7 @@ def cut_like(fn: Run, ends: Sequence[End]) -> Run:
     from dagjax.compaction.removal.evaluate import CutEvaluation  # which calls this
 
     body = program_of(jax.make_jaxpr(fn)(*(shape_of(end.aval) for end in ends)))
-    channels = Channels(body, len(body.invars), outputs=False)
+    channels = Channels(body, len(body.invars), outputs=None)
     keeps = {v: end.kept for v, end in zip(body.invars, ends, strict=True)}
     removed, table = channels.removed(keeps), Table()
     given = [Fact(tuple(_slices(table, v) for v in end.values)) for end in ends]
