@@ -58,6 +58,11 @@ def test_integers_take_whole_gates_only():
     np.testing.assert_allclose(dag(x, gates={"a": 2.0}), [[8**0.5, 12**0.5]], rtol=1e-6)
     with pytest.raises(dj.GraphError, match=r"gate of .* is 0.5, but it delivers"):
         dag(x, gates={"a": 0.5})
+    run = jax.jit(lambda gate: dag(x, gates={"a": gate}))
+    np.testing.assert_allclose(run(2), [[8**0.5, 12**0.5]], rtol=1e-6)
+    np.testing.assert_allclose(run(jnp.array(False)), [[0, 0]])
+    with pytest.raises(dj.GraphError, match="not known before the call"):
+        run(0.5)
 
 
 def test_parameters_of_numpy_are_taken_as_they_were_traced():

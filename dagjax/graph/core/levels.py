@@ -192,12 +192,16 @@ def error_context(arc: Arc, x: Any) -> Iterator[None]:
 def _scaled(arc: Arc, gate: Any, y: Any) -> Any:
     """`gate * y` in the type of `y`."""
     gate = jnp.asarray(gate)
-    exact = jnp.issubdtype(y.dtype, jnp.inexact) or isinstance(gate, Tracer)
-    if not exact and (gate.astype(y.dtype) != gate).any():
-        raise GraphError(
-            f"the gate of {arc!r} is {gate}, but it delivers {y.dtype}: gate integers "
-            "with whole numbers, or cast what the arc delivers to floats"
-        )
+    exact = jnp.issubdtype(y.dtype, jnp.inexact)
+    if not exact and jnp.issubdtype(gate.dtype, jnp.inexact):
+        unknown = isinstance(gate, Tracer)
+        if unknown or (gate.astype(y.dtype) != gate).any():
+            found = f"{gate.dtype}, not known before the call" if unknown else gate
+            raise GraphError(
+                f"the gate of {arc!r} is {found}, but it delivers {y.dtype}: gate "
+                "integers with whole numbers (under jit an array of integers or "
+                "bools), or cast what the arc delivers to floats"
+            )
     return gate.astype(y.dtype) * y
 
 
