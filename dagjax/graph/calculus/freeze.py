@@ -9,7 +9,7 @@ values of f, and its derivative at y is G: all of JAX's jvp, vjp and jacobian ap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,10 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from dagjax.jaxprs.interpret import Interpreter, bind
 from dagjax.jaxprs.primitives import primitives_with
-from dagjax.jaxprs.program import called
+from dagjax.jaxprs.program import Atom, Equation, Program, called, program_of
+from dagjax.jaxprs.versions import closed_jaxpr
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.
@@ -35,7 +37,6 @@ _LINEAR = frozenset(
     device_put sharding_constraint optimization_barrier name
     """.split()
 )
-_BILINEAR = primitives_with(bilinear=True)
 # Smooth functions with f(0) = 0, and their slope there.
 _SECANTS = {
     **dict.fromkeys(("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh"), 1.0),
@@ -106,68 +107,110 @@ def kinks(f: Callable[..., Any]) -> Callable[..., tuple[Breakpoint, ...]]:
 def _run(
     f: Callable[..., Any], args: tuple[Any, ...]
 ) -> tuple[Any, tuple[Breakpoint, ...]]:
+    """The frozen values, and the breakpoints on the way."""
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
     inputs = _tracked([jnp.asarray(x) for x in jax.tree.leaves(args)], LINEAR)
-    found: list[Breakpoint] = []
-    outputs = _evaluate(closed.jaxpr, closed.consts, inputs, found)
-    return jax.tree.unflatten(
-        jax.tree.structure(shape), [output.value for output in outputs]
-    ), tuple(found)
+    freezing = _Freezing()
+    outputs = freezing.run(program_of(closed), inputs)
+    tree, values = jax.tree.structure(shape), [output.value for output in outputs]
+    return tree.unflatten(values), tuple(freezing.breakpoints)
 
 
-def _evaluate(
-    jaxpr: Any, consts: Any, args: list[_Tracked], found: list[Breakpoint]
-) -> list[_Tracked]:
-    """Equation by equation, each by the rule for its primitive."""
-    held = [_Tracked(const, CONSTANT) for const in consts]
-    env: dict[Any, _Tracked] = dict(zip(jaxpr.constvars, held, strict=True))
-    env |= dict(zip(jaxpr.invars, args, strict=True))
-    read = lambda atom: (
-        _Tracked(atom.val, CONSTANT) if isinstance(atom, core.Literal) else env[atom]
-    )
-    for eqn in jaxpr.eqns:
-        outputs = _equation(eqn, [read(atom) for atom in eqn.invars], found)
-        env |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+class _Freezing(Interpreter[_Tracked]):
+    """Evaluates a program, each equation by the rule for its primitive."""
+
+    def __init__(self) -> None:
+        self.breakpoints: list[Breakpoint] = []
+
+    def literal(self, atom: Atom) -> _Tracked:
+        """A number that no input changes."""
+        return _Tracked(atom.val, CONSTANT)
+
+    def constant(self, var: Any, array: Any) -> _Tracked:
+        """An array that no input changes."""
+        return _Tracked(array, CONSTANT)
+
+    def equation(self, equation: Equation, values: list[_Tracked]) -> list[_Tracked]:
+        """By the rule of its primitive; without one it is held constant."""
+        eqn, depends = equation.eqn, any(arg.rank for arg in values)
+        if equation.name in _CALLS:  # on devices that it names
+            return self.run(program_of(closed_jaxpr(*called(eqn))), values)
+        if depends:
+            arrays = [arg.value for arg in values]
+            where = _differences(eqn, arrays)
+            self.breakpoints.extend(Breakpoint(equation.name, d) for d in where)
+        moves = depends and any(map(_is_inexact, eqn.outvars))
+        rule = _RULES.get(equation.name, _held) if moves else _held
+        return rule(eqn, *values)
+
+    def cond(self, equation: Equation, values: list[_Tracked]) -> list[_Tracked]:
+        """The branch that is taken at the point, frozen too."""
+        index, *operands = values
+        ranks = [arg.rank for arg in operands]
+
+        def frozen(body: Program) -> Callable[..., list[Any]]:
+            inputs = lambda arrays: [*map(_Tracked, arrays, ranks)]
+            run = lambda *arrays: _Freezing().run(body, inputs(arrays))
+            return lambda *arrays: [output.value for output in run(*arrays)]
+
+        branches = [frozen(body) for body in equation.bodies]
+        arrays = [arg.value for arg in operands]
+        outputs = lax.switch(lax.stop_gradient(index.value), branches, *arrays)
+        return _tracked(outputs, LINEAR if any(v.rank for v in values) else CONSTANT)
+
+    def scan(self, equation: Equation, values: list[_Tracked]) -> list[_Tracked]:
+        """A loop is held constant."""
+        return _held(equation.eqn, *values)
+
+    loop = scan
 
 
-def _equation(
-    eqn: Any, args: list[_Tracked], found: list[Breakpoint]
-) -> list[_Tracked]:
-    name, rank = eqn.primitive.name, max((arg.rank for arg in args), default=CONSTANT)
-    if name in _CALLS:
-        return _evaluate(*called(eqn), args, found)
+def _held(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+    """The value at the point, a constant."""
+    values = [lax.stop_gradient(arg.value) for arg in args]
+    return _tracked(bind(eqn, values), CONSTANT)
+
+
+def _linear(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+    """Linear in all operands together, or piecewise so."""
+    rank = max(arg.rank for arg in args)
+    return _tracked(bind(eqn, [arg.value for arg in args]), rank)
+
+
+def _maximum(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+    """The larger one at the point; of equal ones the second, NaN stays."""
     values = [arg.value for arg in args]
-    if rank == CONSTANT or not any(map(_is_inexact, eqn.outvars)):
-        if rank:
-            found.extend(Breakpoint(name, d) for d in _differences(eqn, values))
-        return _tracked(_bind(eqn, list(map(lax.stop_gradient, values))), CONSTANT)
-    if name == "cond":
-        return _branch(eqn, args)
-    found.extend(Breakpoint(name, d) for d in _differences(eqn, values))
-    if name in ("max", "min"):
-        larger, smaller = values if name == "max" else values[::-1]
-        first = (larger > smaller) | (values[0] != values[0])  # nan stays
-        return [_Tracked(jnp.where(first, *values), rank)]
-    if name in _LINEAR:
-        return _tracked(_bind(eqn, values), rank)
-    if name in _BILINEAR:
-        return [_product(eqn, *args)]
-    if name == "div" and args[0].rank:
-        return _tracked(_bind(eqn, [values[0], lax.stop_gradient(values[1])]), rank)
-    if name in _SECANTS or (name == "integer_pow" and eqn.params["y"] >= 1):
-        return [_secant(eqn, values)]
-    if name == "pow" and _is_positive(eqn.invars[1]):
-        return [_secant(eqn, values)]
-    return _tracked(_bind(eqn, list(map(lax.stop_gradient, values))), CONSTANT)
+    larger, smaller = values if eqn.primitive.name == "max" else values[::-1]
+    first = (larger > smaller) | (values[0] != values[0])
+    return [_Tracked(jnp.where(first, *values), max(arg.rank for arg in args))]
 
 
-def _bind(eqn: Any, values: list[Any]) -> Any:
-    return eqn.primitive.bind(*values, **eqn.params)
+def _quotient(eqn: Any, above: _Tracked, below: _Tracked) -> list[_Tracked]:
+    """The denominator is a frozen number."""
+    if not above.rank:
+        return _held(eqn, above, below)
+    values = [above.value, lax.stop_gradient(below.value)]
+    return _tracked(bind(eqn, values), above.rank)
 
 
-def _tracked(outputs: Any, rank: int) -> list[_Tracked]:
-    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+def _product(eqn: Any, left: _Tracked, right: _Tracked) -> list[_Tracked]:
+    """Bilinear: the less linear factor is frozen, of equal ones each by half."""
+    hold, rank = lax.stop_gradient, max(left.rank, right.rank)
+    (first,) = bind(eqn, [left.value, hold(right.value)])
+    (second,) = bind(eqn, [hold(left.value), right.value])
+    if left.rank == right.rank:
+        return [_Tracked(first / 2 + second / 2, rank)]
+    return [_Tracked(first if left.rank > right.rank else second, rank)]
+
+
+def _power(eqn: Any, base: _Tracked, *exponent: _Tracked) -> list[_Tracked]:
+    """A secant where the exponent is a known number above 0."""
+    positive = _is_positive(eqn.invars[1]) if exponent else eqn.params["y"] >= 1
+    return (_secant if positive else _held)(eqn, base, *exponent)
+
+
+def _tracked(outputs: Sequence[Any], rank: int) -> list[_Tracked]:
+    """Values of one rank; integers are constant."""
     ranks = [rank if _is_inexact(value) else CONSTANT for value in outputs]
     return list(map(_Tracked, outputs, ranks))
 
@@ -183,53 +226,32 @@ def _is_positive(atom: Any) -> bool:
     return known and bool(atom.val > 0)
 
 
-def _branch(eqn: Any, args: list[_Tracked]) -> list[_Tracked]:
-    """The branch that is taken at the point, frozen too."""
-    index, operands = lax.stop_gradient(args[0].value), args[1:]
-
-    def run(branch: Any) -> Callable[..., list[Any]]:
-        def call(*values: Any) -> list[Any]:
-            inputs = [
-                _Tracked(v, arg.rank) for v, arg in zip(values, operands, strict=True)
-            ]
-            outputs = _evaluate(branch.jaxpr, branch.consts, inputs, [])
-            return [output.value for output in outputs]
-
-        return call
-
-    branches = [run(branch) for branch in eqn.params["branches"]]
-    outputs = lax.switch(index, branches, *(arg.value for arg in operands))
-    return _tracked(outputs, LINEAR)
-
-
-def _product(eqn: Any, left: _Tracked, right: _Tracked) -> _Tracked:
-    """Bilinear: the less linear factor is frozen, of equal ones each by half."""
-    rank = max(left.rank, right.rank)
-    hold = lax.stop_gradient
-    if left.rank > right.rank:
-        return _Tracked(_bind(eqn, [left.value, hold(right.value)]), rank)
-    if left.rank < right.rank:
-        return _Tracked(_bind(eqn, [hold(left.value), right.value]), rank)
-    first = _bind(eqn, [left.value, hold(right.value)])
-    second = _bind(eqn, [hold(left.value), right.value])
-    return _Tracked(first / 2 + second / 2, rank)
-
-
-def _secant(eqn: Any, values: list[Any]) -> _Tracked:
+def _secant(eqn: Any, *args: _Tracked) -> list[_Tracked]:
     """`f(y) + f(y) / y (x - y)` at x = y: the value is f's own, bit by bit.
 
     Where the secant is not finite, f is held constant.
     """
     slope = _SECANTS.get(eqn.primitive.name, float(eqn.params.get("y") == 1))
-    x = values[0]
-    y, point = lax.stop_gradient((_bind(eqn, values), x))
+    values = [arg.value for arg in args]
+    x, (y,) = values[0], bind(eqn, values)
+    y, point = lax.stop_gradient((y, x))
     zero = jnp.zeros_like(point)
     safe = jnp.where(point == 0, jnp.ones_like(point), point)
     ratio = jnp.where(point == 0, jnp.full_like(point, slope), y / safe)
     finite = jnp.isfinite(point) & jnp.isfinite(ratio)
     moving = jnp.where(finite, x, zero)
     step = moving - lax.stop_gradient(moving)
-    return _Tracked(y + jnp.where(finite, ratio, zero) * step, SECANT)
+    return [_Tracked(y + jnp.where(finite, ratio, zero) * step, SECANT)]
+
+
+_RULES: dict[str, Callable[..., list[_Tracked]]] = {
+    **dict.fromkeys(_LINEAR, _linear),
+    **dict.fromkeys(primitives_with(bilinear=True), _product),
+    **dict.fromkeys(_SECANTS, _secant),
+    **dict.fromkeys(("pow", "integer_pow"), _power),
+    **dict.fromkeys(("max", "min"), _maximum),
+    "div": _quotient,
+}
 
 
 def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
@@ -246,7 +268,7 @@ def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
         yield from (values[1] - values[0], values[1] - values[2])
     elif name in ("reduce_max", "reduce_min"):
         axes = eqn.params["axes"]
-        yield x - jnp.expand_dims(_bind(eqn, values), axes)
+        yield x - jnp.expand_dims(bind(eqn, values)[0], axes)
     elif name == "reduce_window_max":
         yield from _window_differences(eqn, values)
 
@@ -254,7 +276,7 @@ def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
 def _window_differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
     """The maximum of each window minus each of its entries; padding never wins."""
     x, p = values[0], eqn.params
-    top = _bind(eqn, values)
+    (top,) = bind(eqn, values)
     low = jnp.asarray(jnp.finfo(x.dtype).min, x.dtype)
     padded = lax.pad(x, low, [(*pad, 0) for pad in p["padding"]])
     strides, dilation = p["window_strides"], p["window_dilation"]
