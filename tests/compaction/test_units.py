@@ -200,6 +200,17 @@ def test_an_arc_takes_what_only_it_reads():
     assert (flops(small), sizes(small)) == found.cost(kept)
 
 
+def test_a_constant_that_only_an_arc_reads_is_no_parameter():
+    base = draw(3, 8, seed=7)
+    fn = lambda p, x: jnp.tanh(x @ base) @ p["o"] + x @ p["s"]
+    net = dj.trace(fn, params_of(o=(8, 2), s=(3, 2)), draw(2, 3))
+    found = dj.units(net)
+    kept = {"arcs": np.array([a != "o" for a in found["arcs"].classes])}
+    assert found.cost(kept) == (2 * 2 * 3 * 2, 6)
+    mask = dj.prune_units(net, {"o": 0.0, "s": 1.0}, params=0.3)
+    assert not mask["o"].any()
+
+
 @pytest.mark.parametrize("budget", ["flops", "params"])
 def test_budgets_are_those_of_the_compacted_network(net, budget):
     """At most one step of units above, or refused with what can be removed."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dagjax.compaction.channels.closures import closures
-from dagjax.compaction.channels.cost_model import Terms
+from dagjax.compaction.channels.cost_model import CONTRACTIONS, Terms
 from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array, Classes
 from dagjax.compaction.channels.traced_network import TracedNetwork
@@ -256,7 +256,7 @@ def _levels(source: TracedNetwork) -> Array:
     channels, depth = source.channels, {}
     found = np.full(channels.classes.count, np.iinfo(np.int32).max)
     for equation in source.body.walk():
-        heavy = equation.name in ("dot_general", "conv_general_dilated", "gather")
+        heavy = equation.name in CONTRACTIONS or equation.name == "gather"
         level = max((depth.get(v, 0) for v in equation.reads), default=0) + heavy
         for var in equation.eqn.outvars:
             depth[var] = level

@@ -245,7 +245,9 @@ def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
 
 
 def _without(values: Array, leaves: Iterable[int]) -> float:
-    return float(values.sum() - values[[*leaves]].sum())
+    """A sum over parameters; leaves behind them are state."""
+    gone = [leaf for leaf in leaves if leaf < len(values)]
+    return float(values.sum() - values[gone].sum())
 
 
 def _graph(net: Any) -> Graph | None:

@@ -27,6 +27,7 @@ from dagjax.compaction.pruning.sums import CONTRACTIONS, inlined
 from dagjax.compaction.removal.compact import mask_leaves
 from dagjax.graph.tracing.naming import path_of
 from dagjax.jaxprs.versions import shape_of
+from dagjax.text import aligned
 
 
 class Fit(NamedTuple):
@@ -57,13 +58,12 @@ class Report(NamedTuple):
     evaluations: int
 
     def __str__(self) -> str:
-        wide = max([len(fit.name) for fit in self.fits] + [4])
-        lines = [f"{'node':{wide}}  level  error before  after"]
-        lines += [
-            f"{f.name:{wide}}  {f.level:5}  {f.before:12.4f}  {f.after:.4f}"
+        head = ("node", "level", "error before", "after")
+        rows = [
+            (f.name, str(f.level), f"{f.before:.4f}", f"{f.after:.4f}")
             for f in self.fits
         ]
-        return "\n".join(lines)
+        return "\n".join(aligned([head, *rows]))
 
 
 class LiftPruned(NamedTuple):
