@@ -14,10 +14,10 @@ from dagjax.experiments.model import Model, Theta
 from dagjax.experiments.tasks import Task
 from dagjax.graph.core.topology import Graph
 from dagjax.sparsity import masks, scores, selection, units
-from dagjax.sparsity.masks import Mask
 from dagjax.sparsity.pruners import Pruner, one_shot
 from dagjax.sparsity.scores import Score
 from dagjax.sparsity.selection import Selection
+from dagjax.types import Array, Mask, PyTree, Scalar
 
 
 class Granularity(NamedTuple):
@@ -64,7 +64,7 @@ def _shuffle_arcs(graph: Graph) -> Callable[[jax.Array, Mask], Mask]:
 def every_node_fed(graph: Graph) -> Selection:
     """Arcs by score, but each node keeps its best one: the outputs stay reachable."""
 
-    def select(scores: Any, mask: Mask, density: Any) -> Mask:
+    def select(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
         gates, alive = dict(scores["gates"]), mask["gates"]
         for node in graph.nodes:
             names = [arc.name for arc in graph.arcs_into(node)]
@@ -111,7 +111,7 @@ def make_score(name: str, model: Model, task: Task) -> Score:
         ValueError: If there is no such score.
     """
 
-    def loss(theta: Theta, batch: Any) -> jax.Array:
+    def loss(theta: Theta, batch: PyTree) -> jax.Array:
         state, x, y = batch
         return jnp.mean(task.loss(model.apply(theta, state, x)[0], y))
 
@@ -160,7 +160,7 @@ def make_pruner(prune: str, score: str | None, model: Model, task: Task) -> Prun
 
 
 def check_densities(
-    densities: Sequence[float], prune: str, model: Model, x: Any
+    densities: Sequence[float], prune: str, model: Model, x: Array
 ) -> None:
     """Refuse densities that are no kept shares, do not fall, or keep nothing.
 

@@ -28,8 +28,8 @@ from dagjax.experiments.train import (
     make_trainer,
     scanned,
 )
-from dagjax.sparsity.masks import Mask
 from dagjax.sparsity.pruners import Pruner
+from dagjax.types import Mask, Scalar
 
 
 class Point(NamedTuple):
@@ -96,7 +96,7 @@ def make_prune(pruner: Pruner, config: TrainConfig) -> Callable[..., tuple[Mask,
     """One update of the pruner on the fixed training examples."""
 
     def prune(
-        keys: Keys, point: Point, trained: Trained, data: Data, density: Any
+        keys: Keys, point: Point, trained: Trained, data: Data, density: Scalar
     ) -> tuple[Mask, Any]:
         key = jax.random.fold_in(keys.prune, point.number)
         m = min(config.eval_size, data.x_train.shape[0])
@@ -122,7 +122,7 @@ def round_fn(
     data: Data,
     lr: Any,
     point: Point,
-    density: Any,
+    density: Scalar,
 ) -> tuple[Point, Round]:
     """Train from the rewind point under the mask, then prune to the next density."""
     trained, info = pieces.train(keys.order, start, point.mask, data, lr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
 from dagjax.graph.core import dag as _dag
 from dagjax.graph.core import initialize
 from dagjax.graph.core.combine import as_graph
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph
 from dagjax.types import Array, Key, PyTree, State
 
@@ -75,7 +76,7 @@ class Model:
         return dag.apply(x, gates=theta["gates"] or None, train=train, key=key)
 
 
-def as_model(net: Any, gated: bool = False) -> Model:
+def as_model(net: Network, gated: bool = False) -> Model:
     """A graph, a Flax Linen module or a pair `(init, apply)` as a model.
 
     Example:

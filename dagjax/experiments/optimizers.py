@@ -7,6 +7,8 @@ from typing import Any
 
 import optax
 
+from dagjax.types import PyTree
+
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -60,7 +62,7 @@ def make_tx(
     return make(learning_rate=learning_rate)
 
 
-def with_learning_rate(opt_state: Any, learning_rate: Any) -> Any:
+def with_learning_rate(opt_state: PyTree, learning_rate: Any) -> Any:
     """An optimizer state with another learning rate; the state as it is for None."""
     if learning_rate is None:
         return opt_state

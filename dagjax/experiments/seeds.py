@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dagjax.types import PyTree
+
 
 class Keys(NamedTuple):
     """The named streams of randomness of one seed; typed keys, each used once."""
@@ -67,12 +69,12 @@ def over_seeds(fn: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
     return functools.partial(_batched, fn, shared)
 
 
-def _batched(fn: Callable[..., Any], shared: int, *args: Any) -> Any:
+def _batched(fn: Callable[..., Any], shared: int, *args: PyTree) -> Any:
     own = len(args) - shared
     return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*args)
 
 
-def _spread(fn: Callable[..., Any], shared: int, *args: Any) -> Any:
+def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> Any:
     own, common = args[: len(args) - shared], args[len(args) - shared :]
     seeds = jax.tree.leaves(own)[0].shape[0]
     devices = min(jax.local_device_count(), seeds)
@@ -94,7 +96,7 @@ def _spread(fn: Callable[..., Any], shared: int, *args: Any) -> Any:
     return jax.tree.map(lambda x: x[:seeds], run(jax.tree.map(pad, own), common))
 
 
-def place(tree: Any, seeds: int, shared: bool = False) -> Any:
+def place(tree: PyTree, seeds: int, shared: bool = False) -> Any:
     """Put arrays where `over_seeds` wants them, so that no call copies them again.
 
     Args:

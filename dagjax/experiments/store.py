@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dagjax.types import PyTree
+
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -54,7 +56,7 @@ class Store:
         """Whether a tree of that name was saved."""
         return self.folder is not None and self._path(name).exists()
 
-    def save(self, name: str, tree: Any) -> None:
+    def save(self, name: str, tree: PyTree) -> None:
         """Save a tree under a name."""
         if self.folder is None:
             return
@@ -67,7 +69,7 @@ class Store:
             np.savez_compressed(file, **arrays)
         os.replace(part, self._path(name))
 
-    def load(self, name: str, like: Any) -> Any:
+    def load(self, name: str, like: PyTree) -> Any:
         """Load a tree of the structure of `like`; the leaves of `like` do not matter.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.core
@@ -22,17 +22,43 @@ from jax.extend.core import jaxprs_in_params as jaxprs_in_params
 
 Tracer = jax.core.Tracer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # that an abstract value has a shape is said nowhere in jax
+
+    class Aval:
+        """An abstract value: shape and type of an array."""
+
+        shape: tuple[int, ...]
+        dtype: np.dtype
+        ndim: int
+        size: int
+        weak_type: bool
+
+        def update(self, **changes: object) -> Aval: ...  # noqa: D102
 
     class Var:
-        """A variable; that its abstract value has a shape is said nowhere in jax."""
+        """A variable of a program."""
 
         aval: Any
 
         def __init__(self, aval: Any): ...
 
+    class Eqn:
+        """One equation: a primitive with its operands, results and parameters."""
+
+        primitive: Any
+        invars: list[Any]
+        outvars: list[Any]
+        params: dict[str, Any]
+        source_info: Any
+        effects: Any
+        ctx: Any
+
+        def replace(self, **changes: object) -> Eqn: ...  # noqa: D102
+
 else:
-    Var = core.Var
+    Aval, Var, Eqn = jax.core.ShapedArray, core.Var, core.JaxprEqn
+
+Atom: TypeAlias = Var | Literal
 
 # They change the program that a function is traced to.
 _SETTINGS = (

@@ -17,6 +17,7 @@ from dagjax.report import scale
 from dagjax.report.layout import Bracket, Layout, layout
 from dagjax.report.painting import Painter
 from dagjax.report.style import canvas
+from dagjax.types import Mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def draw(
     return _painted(folded, colors)
 
 
-def arc_shares(graph: Graph, mask: Any) -> dict[str, float]:
+def arc_shares(graph: Graph, mask: Mask) -> dict[str, float]:
     """The share that a mask keeps of each arc, for `draw`.
 
     An arc off every path from an input to an output along arcs of which something is
@@ -99,7 +100,7 @@ def arc_shares(graph: Graph, mask: Any) -> dict[str, float]:
     return {arc: s if arc in live else 0.0 for arc, s in shares.items()}
 
 
-def _share(mask: Any) -> float:
+def _share(mask: Mask) -> float:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
     size = sum(leaf.size for leaf in leaves)
     return float(sum(leaf.sum() for leaf in leaves) / size) if size else 1.0

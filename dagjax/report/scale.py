@@ -9,6 +9,7 @@ import numpy as np
 
 from dagjax.graph.core.topology import Graph
 from dagjax.report.style import FAINT, MUTED, diverging
+from dagjax.types import PyTree
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -162,7 +163,7 @@ def _numbers(graph: Graph, what: str, given: Mapping[str, Any]) -> dict[str, flo
     return {arc: _number(f"{what}[{arc!r}]", value) for arc, value in given.items()}
 
 
-def _number(where: str, value: Any) -> float:
+def _number(where: str, value: PyTree) -> float:
     try:
         number = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:

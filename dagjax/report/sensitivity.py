@@ -8,6 +8,7 @@ import numpy as np
 
 from dagjax.compaction.pruning.sensitivity import Sensitivity
 from dagjax.report.style import FAINT, MUTED, canvas, diverging, spread
+from dagjax.types import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def _axes(ax: Axes, x: Any, metric: str) -> None:
     ax.set_title(note, loc="left", color=MUTED, fontsize=8)
 
 
-def _labels(ax: Axes, found: Sensitivity, order: Any, colors: list[Any]) -> None:
+def _labels(ax: Axes, found: Sensitivity, order: Array, colors: list[Any]) -> None:
     """Names beside the last points, apart from each other."""
     ax.margins(y=0.08)
     low, high = ax.get_ylim()

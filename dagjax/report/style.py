@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dagjax.types import Array
+
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
@@ -104,7 +106,7 @@ def color(arm: str) -> str:
     return COLORS.get(arm, MUTED)
 
 
-def spread(wanted: Any, gap: float) -> np.ndarray:
+def spread(wanted: Array, gap: float) -> np.ndarray:
     """Positions at least a gap apart, as near to the wanted ones as can be.
 
     The least-squares solution: with `z_i = y_i - i gap` the constraints say that z

@@ -11,6 +11,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 
 from dagjax.experiments.result import HEADERS, cells
+from dagjax.types import PyTree
 
 
 class Follower:
@@ -33,7 +34,7 @@ class Follower:
     def __enter__(self) -> Follower:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: BaseException | None) -> None:
         self.progress.stop()
 
     def on_chunk(self, done: float, total: int) -> None:
@@ -54,7 +55,7 @@ class Follower:
         )  # fmt: skip
 
 
-def print_result(console: Console, result: Any, folder: Path) -> None:
+def print_result(console: Console, result: PyTree, folder: Path) -> None:
     """The final table, the verdict, and where the files are.
 
     Args:

@@ -7,18 +7,21 @@ they enter compiled functions as arguments and never cause a new compilation.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import KeyPath
 
-Mask = Any  # a tree of bool arrays and None
-Path = tuple[Any, ...]
+from dagjax.types import Mask, Params, PyTree
+
+Path = KeyPath
 
 
-def tree_map(fn: Callable[..., Any], mask: Mask, *trees: Any, hole: Any = None) -> Any:
+def tree_map(
+    fn: Callable[..., PyTree], mask: Mask, *trees: PyTree, hole: PyTree = None
+) -> PyTree:
     """`fn(m, *leaves)` where the mask has an array, `hole` where it has None.
 
     Args:
@@ -32,17 +35,19 @@ def tree_map(fn: Callable[..., Any], mask: Mask, *trees: Any, hole: Any = None) 
     return jax.tree.map(pick, mask, *trees, is_leaf=lambda m: m is None)
 
 
-def is_kernel(path: Path, leaf: Any) -> bool:
+def is_kernel(path: Path, leaf: jax.Array) -> bool:
     """Whether a leaf is a matrix or a convolution kernel: what papers prune."""
     del path
     return leaf.ndim >= 2
 
 
-def full(params: Any, prunable: Callable[[Path, Any], bool] = is_kernel) -> Mask:
+def full(
+    params: Params, prunable: Callable[[Path, jax.Array], bool] = is_kernel
+) -> Mask:
     """The mask that keeps everything.
 
     Args:
-        params: Any tree of arrays.
+        params: Params tree of arrays.
         prunable: `(path, leaf) -> bool`; by default leaves with two or more axes.
 
     Returns:
@@ -53,6 +58,9 @@ def full(params: Any, prunable: Callable[[Path, Any], bool] = is_kernel) -> Mask
 
     Example:
         >>> import jax.numpy as jnp
+    from jax.tree_util import KeyPath
+
+    from dagjax.types import Mask, Params, PyTree
         >>> mask = full({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
         >>> mask["bias"], density(mask).item()
         (None, 1.0)
@@ -66,7 +74,7 @@ def full(params: Any, prunable: Callable[[Path, Any], bool] = is_kernel) -> Mask
     return mask
 
 
-def apply(mask: Mask, params: Any) -> Any:
+def apply(mask: Mask, params: Params) -> Params:
     """`params` with zeros where the mask is False, by `where`: NaN does not pass.
 
     Args:
@@ -75,6 +83,9 @@ def apply(mask: Mask, params: Any) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
+    from jax.tree_util import KeyPath
+
+    from dagjax.types import Mask, Params, PyTree
         >>> print(apply(jnp.array([True, False]), jnp.array([1.0, jnp.nan])))
         [1. 0.]
     """
@@ -112,6 +123,9 @@ def density(mask: Mask) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
+    from jax.tree_util import KeyPath
+
+    from dagjax.types import Mask, Params, PyTree
         >>> density({"a": jnp.array([True, False]), "b": None}).item()
         0.5
     """
@@ -126,6 +140,9 @@ def overlap(one: Mask, two: Mask) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
+    from jax.tree_util import KeyPath
+
+    from dagjax.types import Mask, Params, PyTree
         >>> overlap(jnp.array([True, True]), jnp.array([True, False])).item()
         0.5
     """

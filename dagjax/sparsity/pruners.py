@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.sparsity import masks
-from dagjax.sparsity.masks import Mask
 from dagjax.sparsity.scores import Score
 from dagjax.sparsity.selection import Selection
+from dagjax.types import Mask, Params, PyTree, Scalar, State
 
 
 class Update(Protocol):
@@ -22,11 +22,11 @@ class Update(Protocol):
     def __call__(
         self,
         key: jax.Array,
-        state: Any,
-        params: Any,
+        state: State,
+        params: Params,
         mask: Mask,
-        batch: Any,
-        density: Any,
+        batch: PyTree,
+        density: Scalar,
     ) -> tuple[Mask, Any]:
         """A mask of the wanted density within the old one, and the new state."""
         ...
@@ -35,7 +35,7 @@ class Update(Protocol):
 class Init(Protocol):
     """Start the memory of a pruner."""
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: Params) -> Any:
         """The first state."""
         ...
 
@@ -64,7 +64,12 @@ def one_shot(score: Score, select: Selection) -> Pruner:
     """
 
     def update(
-        key: jax.Array, state: Any, params: Any, mask: Mask, batch: Any, density: Any
+        key: jax.Array,
+        state: State,
+        params: Params,
+        mask: Mask,
+        batch: PyTree,
+        density: Scalar,
     ) -> tuple[Mask, Any]:
         scores = score(key, masks.apply(mask, params), mask, batch)
         return select(scores, mask, density), state
@@ -90,7 +95,12 @@ def iterative(score: Score, select: Selection, steps: int) -> Pruner:
     once = one_shot(score, select)
 
     def update(
-        key: jax.Array, state: Any, params: Any, mask: Mask, batch: Any, density: Any
+        key: jax.Array,
+        state: State,
+        params: Params,
+        mask: Mask,
+        batch: PyTree,
+        density: Scalar,
     ) -> tuple[Mask, Any]:
         start = masks.density(mask)
         for i in range(1, steps + 1):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.sparsity import masks
-from dagjax.sparsity.masks import Mask
+from dagjax.types import Array, Mask, Params, PyTree
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -21,12 +21,14 @@ Loss = Callable[[Any, Any], jax.Array]
 class Score(Protocol):
     """A pure function of parameters, mask and data."""
 
-    def __call__(self, key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
+    def __call__(
+        self, key: jax.Array, params: Params, mask: Mask, batch: PyTree
+    ) -> Any:
         """Scores shaped like the mask, None where it is None."""
         ...
 
 
-def magnitude(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
+def magnitude(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
     """`|w|` (Han et al. 2015).
 
     Example:
@@ -47,7 +49,7 @@ def _absolute(w: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.abs(w), unsigned)
 
 
-def random(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
+def random(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
     """Uniform in [0, 1): the control of every other score."""
     del params, batch
     leaves, tree = jax.tree.flatten(mask)
@@ -71,7 +73,7 @@ def taylor(loss: Loss) -> Score:
         [ 3. 10.]
     """
 
-    def score(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
+    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
         del key
         grads = jax.grad(loss)(masks.apply(mask, params), batch)
         return masks.tree_map(lambda _, w, g: jnp.abs(w * g), mask, params, grads)
@@ -97,7 +99,7 @@ def gate(loss: Loss) -> Score:
         ['block1/branch', 'block1/skip', 'block2/branch']
     """
 
-    def score(key: jax.Array, params: Any, mask: Mask, batch: Any) -> Any:
+    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
         del key
         gates = masks.tree_map(lambda _, g: jnp.ones_like(g), mask, params, hole=_same)
         grads = jax.grad(loss)(masks.apply(mask, gates), batch)
@@ -106,5 +108,5 @@ def gate(loss: Loss) -> Score:
     return score
 
 
-def _same(x: Any) -> Any:
+def _same(x: Array) -> Any:
     return x

@@ -18,15 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from dagjax.sparsity import masks, units
-from dagjax.sparsity.masks import Mask, Path
+from dagjax.sparsity.masks import Path
+from dagjax.types import Mask, PyTree, Scalar
 
 
 class Selection(Protocol):
     """Keep the entries with the highest scores."""
 
-    def __call__(self, scores: Any, mask: Mask, density: Any) -> Mask:
+    def __call__(self, scores: PyTree, mask: Mask, density: Scalar) -> Mask:
         """The new mask; `density` is a kept share in (0, 1], a number or an array."""
         ...
 
@@ -45,14 +47,14 @@ def grouped_topk(label: Callable[[Path], Hashable]) -> Selection:
         Array([False, False], dtype=bool)
     """
 
-    def select(scores: Any, mask: Mask, density: Any) -> Mask:
+    def select(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
         _check(density)
         leaves, tree = jax.tree_util.tree_flatten_with_path(mask)
         values = jax.tree.leaves(masks.tree_map(lambda _, s: s, mask, scores))
         groups: dict[Hashable, list[int]] = {}
         for i, (path, _) in enumerate(leaves):
             groups.setdefault(label(path), []).append(i)
-        new: list[Any] = [None] * len(leaves)
+        new: list[PyTree] = [None] * len(leaves)
         for members in groups.values():
             alive = [leaves[i][1] for i in members]
             total = _checked_total(alive)
@@ -65,7 +67,7 @@ def grouped_topk(label: Callable[[Path], Hashable]) -> Selection:
     return select
 
 
-def global_topk(scores: Any, mask: Mask, density: Any) -> Mask:
+def global_topk(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
     """The highest scores of the whole tree.
 
     Args:
@@ -83,7 +85,7 @@ def global_topk(scores: Any, mask: Mask, density: Any) -> Mask:
     return grouped_topk(lambda path: 0)(scores, mask, density)
 
 
-def per_leaf_topk(scores: Any, mask: Mask, density: Any) -> Mask:
+def per_leaf_topk(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
     """The highest scores of every leaf, at one density.
 
     Args:
@@ -112,7 +114,7 @@ def structured(axis: int = -1, select: Selection = global_topk) -> Selection:
          [False  True]]
     """
 
-    def choose(scores: Any, mask: Mask, density: Any) -> Mask:
+    def choose(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
         alive = units.gather(mask, axis, jnp.any)
         sums = units.gather(masks.tree_map(_alive_only, mask, scores), axis, jnp.sum)
         sizes = units.gather(masks.tree_map(_sizes, mask), axis, jnp.sum)
@@ -137,7 +139,7 @@ def _wide(scores: jax.Array) -> jax.Array:
     return scores.astype(jnp.float64 if scores.dtype == jnp.float64 else jnp.float32)
 
 
-def _check(density: Any) -> None:
+def _check(density: Scalar) -> None:
     if isinstance(density, numbers.Real) and not 0 < float(density) <= 1:
         raise ValueError(
             f"density {density}: expected a kept share in (0, 1]; 0.2 keeps 20 percent"
@@ -171,7 +173,7 @@ def _topk(
     return [(u > least) | ((u == least) & (i < end) & (u > 0)) for u, i in tied]
 
 
-def _wanted(density: Any, total: int) -> jax.Array:
+def _wanted(density: Scalar, total: int) -> jax.Array:
     """`round(density * total)`, half to even."""
     if isinstance(density, numbers.Real):
         return jnp.asarray(round(float(density) * total), jnp.int32)
@@ -230,7 +232,7 @@ def _ranks(scores: Sequence[np.ndarray]) -> list[jax.Array]:
 
 
 def _largest(
-    spare: Callable[[jax.Array], jax.Array], dtype: Any, bits: int | None = None
+    spare: Callable[[jax.Array], jax.Array], dtype: DTypeLike, bits: int | None = None
 ) -> jax.Array:
     """The largest number with something to spare (0 has), found bit by bit.
 

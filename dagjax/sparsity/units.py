@@ -8,9 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
+
+from dagjax.types import Array, PyTree
 
 
-def gather(tree: Any, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, Any]:
+def gather(tree: PyTree, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, Any]:
     """`{layer: [units]}`: reduce every leaf to its units, and the leaves of a layer.
 
     Leaves of one parent that have the same size along the axis belong together.
@@ -34,7 +37,7 @@ def gather(tree: Any, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, 
     return OrderedDict((k, v.astype(found[k][0].dtype)) for k, v in whole.items())
 
 
-def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
+def spread(units: dict[str, Any], tree: PyTree, axis: int) -> Any:
     """The inverse of `gather`: every leaf gets the value of its unit, broadcast.
 
     Args:
@@ -43,7 +46,7 @@ def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
         axis: The axis along which units lie.
     """
 
-    def one(path: Any, leaf: Any) -> jax.Array:
+    def one(path: KeyPath, leaf: Array) -> jax.Array:
         shape = [1] * leaf.ndim
         shape[axis] = -1
         values = units[_layer(path, leaf, axis)]
@@ -52,7 +55,7 @@ def spread(units: dict[str, Any], tree: Any, axis: int) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _layer(path: Any, leaf: Any, axis: int) -> str:
+def _layer(path: KeyPath, leaf: Array, axis: int) -> str:
     if not -leaf.ndim <= axis < leaf.ndim:
         name = jax.tree_util.keystr(path)
         raise ValueError(f"{name} of shape {leaf.shape} has no units along axis {axis}")

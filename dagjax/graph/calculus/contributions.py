@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from dagjax.graph.calculus.linearize import Linearization
 from dagjax.graph.core.topology import Graph
+from dagjax.types import PyTree
 
 
 @functools.partial(
@@ -100,7 +101,7 @@ def contributions(lin: Linearization, output: str | None = None) -> Contribution
     ones = {arc.name: jnp.ones(()) for arc in graph.arcs}
     sources = {node: jnp.ones(()) for node in graph.nodes}
 
-    def seen(arcs: dict[str, Any], nodes: dict[str, Any]) -> jax.Array:
+    def seen(arcs: dict[str, PyTree], nodes: dict[str, PyTree]) -> jax.Array:
         """The output with every part scaled: linear in the scales."""
         z = {node: _scaled(nodes[node], lin.b[node]) for node in graph.nodes}
         for level, row in enumerate(graph.at_level):

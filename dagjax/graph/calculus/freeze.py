@@ -22,6 +22,9 @@ from dagjax.jaxprs.interpret import Interpreter, bind
 from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.program import Atom, Equation, Program, called, program_of
 from dagjax.jaxprs.versions import closed_jaxpr
+from dagjax.jaxprs.program import called
+from dagjax.jaxprs.versions import Eqn, Jaxpr
+from dagjax.types import PyTree
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.
@@ -48,7 +51,7 @@ _CALLS = primitives_with(kind="call")
 
 
 class _Tracked(NamedTuple):
-    value: Any
+    value: PyTree
     rank: int  # CONSTANT, SECANT or LINEAR
 
 
@@ -105,7 +108,7 @@ def kinks(f: Callable[..., Any]) -> Callable[..., tuple[Breakpoint, ...]]:
 
 
 def _run(
-    f: Callable[..., Any], args: tuple[Any, ...]
+    f: Callable[..., Any], args: tuple[PyTree, ...]
 ) -> tuple[Any, tuple[Breakpoint, ...]]:
     """The frozen values, and the breakpoints on the way."""
     closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
@@ -215,7 +218,7 @@ def _tracked(outputs: Sequence[Any], rank: int) -> list[_Tracked]:
     return list(map(_Tracked, outputs, ranks))
 
 
-def _is_inexact(value: Any) -> bool:
+def _is_inexact(value: PyTree) -> bool:
     aval = getattr(value, "aval", value)
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
@@ -254,7 +257,7 @@ _RULES: dict[str, Callable[..., list[_Tracked]]] = {
 }
 
 
-def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
+def _differences(eqn: Eqn, values: list[PyTree]) -> Iterator[Any]:
     """What is zero where the pieces of a piecewise linear primitive meet."""
     name = eqn.primitive.name
     x = values[0]
@@ -273,7 +276,7 @@ def _differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
         yield from _window_differences(eqn, values)
 
 
-def _window_differences(eqn: Any, values: list[Any]) -> Iterator[Any]:
+def _window_differences(eqn: Eqn, values: list[PyTree]) -> Iterator[Any]:
     """The maximum of each window minus each of its entries; padding never wins."""
     x, p = values[0], eqn.params
     (top,) = bind(eqn, values)

@@ -33,6 +33,7 @@ from dagjax.graph.calculus.tangent import (
 from dagjax.graph.core.dag import DAG, inject
 from dagjax.graph.core.levels import Values, apply_levels, is_traced, sweep
 from dagjax.graph.core.topology import Arc, GraphError
+from dagjax.types import PyTree
 
 _ENTRIES = 2**27  # of dense blocks: 512 MiB in single precision
 
@@ -60,7 +61,7 @@ class Linearization:
     dag: DAG
     values: Values
     b: Tangent
-    gates: dict[str, Any] | None
+    gates: dict[str, PyTree] | None
     kind: Literal["value", "jacobian"]
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -164,7 +165,7 @@ class Linearization:
         )
 
     @jax.jit
-    def flows(self) -> dict[str, Any]:
+    def flows(self) -> dict[str, PyTree]:
         """`{arc: G h_u}`, the linear part of what each arc delivers."""
         values = floats(self.values)
         return {
@@ -293,7 +294,7 @@ class Linearization:
 
 def linearize(
     dag: DAG,
-    *xs: Any,
+    *xs: PyTree,
     kind: Literal["value", "jacobian"] = "value",
     gates: Mapping[str, Any] | None = None,
     tolerance: float = 1e-6,
@@ -335,7 +336,7 @@ def linearize(
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _point(
-    dag: DAG, xs: Any, gates: Any, kind: Literal["value", "jacobian"]
+    dag: DAG, xs: PyTree, gates: Any, kind: Literal["value", "jacobian"]
 ) -> Linearization:
     values = inject(dag, *xs)
     values, _ = apply_levels(dag.graph, dag.params, dag.state, values, gates=gates)

@@ -9,11 +9,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from dagjax.graph.core.levels import Values
+from dagjax.types import Array, PyTree
 
-Tangent = dict[str, Any]  # {node: value}, None where values are integers
+Tangent = dict[str, PyTree]  # {node: value}, None where values are integers
 
 
-def is_float(leaf: Any) -> bool:
+def is_float(leaf: Array) -> bool:
     """Whether an array can be differentiated."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 

@@ -16,11 +16,12 @@ import jax
 from dagjax.graph.core.functions import as_function, identity
 from dagjax.graph.core.merges import Concat, Merge, Product
 from dagjax.graph.core.topology import Arc, Graph, GraphError
+from dagjax.types import Layer, PyTree
 
 _Node = Hashable  # while parts are being glued: "in", "out" or (part, node)
 
 
-def series(*fs: Any, name: str | None = None) -> Graph:
+def series(*fs: Layer, name: str | None = None) -> Graph:
     """One after the other, an arc (or a graph) for each.
 
     Args:
@@ -40,7 +41,7 @@ def series(*fs: Any, name: str | None = None) -> Graph:
     return wires.graph(name)
 
 
-def block(*fs: Any, name: str = "block") -> Graph:
+def block(*fs: Layer, name: str = "block") -> Graph:
     """A series as one arc: what lies inside is pruned as a whole.
 
     Args:
@@ -55,7 +56,7 @@ def block(*fs: Any, name: str = "block") -> Graph:
     return Graph([Arc(name, "in", "out", series(*fs))], "in", "out")
 
 
-def parallel(*fs: Any, name: str | None = None) -> Graph:
+def parallel(*fs: Layer, name: str | None = None) -> Graph:
     """Side by side on one input, summed: `x -> f_1(x) + f_2(x) + ...`.
 
     Args:
@@ -74,7 +75,7 @@ def parallel(*fs: Any, name: str | None = None) -> Graph:
     return wires.graph(name)
 
 
-def concat(*fs: Any, axis: int = -1, name: str | None = None) -> Graph:
+def concat(*fs: Layer, axis: int = -1, name: str | None = None) -> Graph:
     """Side by side on one input, concatenated along an axis.
 
     Args:
@@ -85,7 +86,7 @@ def concat(*fs: Any, axis: int = -1, name: str | None = None) -> Graph:
     return merge(Concat(axis), *fs, name=name)
 
 
-def product(*fs: Any, name: str | None = None) -> Graph:
+def product(*fs: Layer, name: str | None = None) -> Graph:
     """Side by side on one input, multiplied; a factor switched off counts as 1.
 
     Args:
@@ -96,7 +97,11 @@ def product(*fs: Any, name: str | None = None) -> Graph:
 
 
 def gated(
-    value: Any, gate: Any, activation: Any = jax.nn.sigmoid, *, name: str | None = None
+    value: PyTree,
+    gate: Layer,
+    activation: Layer = jax.nn.sigmoid,
+    *,
+    name: str | None = None,
 ) -> Graph:
     """A gated unit, `value(x) * activation(gate(x))` (Dauphin et al. 2017; GLU).
 
@@ -114,7 +119,7 @@ def gated(
     return product(value, block(gate, activation, name="gate"), name=name)
 
 
-def merge(how: Merge, *fs: Any, name: str | None = None) -> Graph:
+def merge(how: Merge, *fs: Layer, name: str | None = None) -> Graph:
     """Side by side on one input, read through a merge: part i writes port i.
 
     Args:
@@ -138,7 +143,7 @@ def merge(how: Merge, *fs: Any, name: str | None = None) -> Graph:
     return wires.graph(name)
 
 
-def residual(f: Any, shortcut: Any = None, *, name: str | None = None) -> Graph:
+def residual(f: Layer, shortcut: Any = None, *, name: str | None = None) -> Graph:
     """`x -> shortcut(x) + f(x)`; the shortcut is an arc too and can be pruned.
 
     Args:
@@ -156,7 +161,7 @@ def residual(f: Any, shortcut: Any = None, *, name: str | None = None) -> Graph:
     return parallel(shortcut, f, name=name)
 
 
-def as_graph(f: Any) -> Graph:
+def as_graph(f: Layer) -> Graph:
     """A graph as it is; a module or a function as a graph of one arc."""
     if isinstance(f, Graph):
         return f
@@ -198,7 +203,7 @@ class GraphBuilder:
         name: str,
         source: str,
         target: str,
-        fn: Any,
+        fn: Layer,
         port: int | None = None,
         tied: str | None = None,
     ) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dagjax.graph.core.functions import Params, State
 from dagjax.graph.core.levels import Values, read, start, sweep
 from dagjax.graph.core.topology import Arc, Graph
+from dagjax.types import PyTree
 
 _BATCH = 2  # where a graph does not say at which batch size it was made
 
@@ -53,7 +54,7 @@ class DAG:
     params: dict[str, Params]
     state: dict[str, State]
 
-    def __call__(self, *xs: Any, gates: Mapping[str, Any] | None = None) -> Any:
+    def __call__(self, *xs: PyTree, gates: Mapping[str, Any] | None = None) -> PyTree:
         """The outputs at `xs`, in inference mode.
 
         Args:
@@ -67,7 +68,7 @@ class DAG:
 
     def apply(
         self,
-        *xs: Any,
+        *xs: PyTree,
         gates: Mapping[str, Any] | None = None,
         train: bool = False,
         key: jax.Array | None = None,
@@ -83,12 +84,12 @@ class DAG:
         self.graph.select(gates or ())  # names that do not exist
         return evaluate(self, *xs, gates=gates, train=train, key=key)
 
-    def read(self, node: str, value: Any) -> Any:
+    def read(self, node: str, value: PyTree) -> Any:
         """What an arc sees at a node: the sum, or the merge of its ports."""
         return read(self.graph, node, value, self.params, self.state)
 
     @property
-    def example_inputs(self) -> tuple[Any, ...] | None:
+    def example_inputs(self) -> tuple[PyTree, ...] | None:
         """Shapes of inputs that it takes."""
         graph, traced = self.graph, self.graph.signature.example_inputs
         if traced is not None or not {*graph.inputs} <= {*graph.space_of}:
@@ -118,7 +119,7 @@ class DAG:
 
 
 def evaluate(
-    dag: DAG, *xs: Any, context: Any = None, **options: Any
+    dag: DAG, *xs: PyTree, context: Hashable = None, **options: Any
 ) -> tuple[Any, dict[str, State]]:
     """Outputs and new state: `h = b`, then level by level.
 
@@ -152,7 +153,7 @@ def gates(dag: DAG | Graph) -> dict[str, jax.Array]:
     return {arc.name: jnp.ones(()) for arc in graph.arcs}
 
 
-def inject(dag: DAG, *xs: Any) -> Values:
+def inject(dag: DAG, *xs: PyTree) -> Values:
     """The injection `b`: inputs at the input nodes, zero at all others.
 
     Args:
@@ -178,6 +179,6 @@ def parts_of(
     }
 
 
-def count_params(params: Any) -> int:
+def count_params(params: Params) -> int:
     """The number of scalars in a tree of parameters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

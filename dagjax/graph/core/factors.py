@@ -20,6 +20,7 @@ from dagjax.graph.core.dag import DAG, parts_of
 from dagjax.graph.core.functions import Params, State
 from dagjax.graph.core.levels import Values, sweep
 from dagjax.graph.core.topology import Arc, Graph
+from dagjax.types import PyTree
 
 
 @functools.partial(
@@ -36,7 +37,7 @@ class Factor:
 
     params: dict[str, Params]
     state: dict[str, State]
-    gates: dict[str, Any] | None
+    gates: dict[str, PyTree] | None
     key: jax.Array | None
     graph: Graph
     arcs: tuple[str, ...]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.jaxprs.canonical import canonical
+from dagjax.types import Key, Layer, Params, PyTree
 
-Params = Any
-State = dict[str, Any]
+State = dict[str, PyTree]
 
 _MODES = {
     "train": lambda train: train,
@@ -35,7 +35,7 @@ class InitApply(Protocol):
         """Variables `{"params": ..., other collections}` for an example `x`."""
         ...
 
-    def apply(self, variables: Any, x: jax.Array) -> jax.Array:
+    def apply(self, variables: PyTree, x: jax.Array) -> jax.Array:
         """The value at `x`."""
         ...
 
@@ -48,18 +48,18 @@ class Function(abc.ABC):
 
     reads_all_params = False
 
-    def __init__(self, fn: Any, identity: Hashable, name: str):
+    def __init__(self, fn: Layer, identity: Hashable, name: str):
         self.fn, self.identity, self.name = fn, identity, name
         self._hash = hash((type(self), identity))
 
     @abc.abstractmethod
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """Parameters and state for inputs like `x` (shapes and dtypes only)."""
 
     @abc.abstractmethod
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """The value at `x` and the new state."""
 
     @property
@@ -67,7 +67,7 @@ class Function(abc.ABC):
         """Equal for functions that differ in nothing but the parameters they read."""
         return self
 
-    def own(self, params: Params, name: str) -> Any:
+    def own(self, params: Params, name: str) -> PyTree:
         """What it reads of the parameters of a network.
 
         Args:
@@ -82,7 +82,7 @@ class Function(abc.ABC):
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: Any) -> Function:
+    def __deepcopy__(self, memo: dict[int, object]) -> Function:
         return self  # frozen, and closures do not copy
 
     def __repr__(self) -> str:
@@ -95,14 +95,14 @@ class Plain(Function):
     def __init__(self, fn: Callable[[Any], Any]):
         super().__init__(fn, canonical(fn), _function_name(fn))
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """No parameters, no state."""
         del key, x
         return {}, {}
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """`fn(x)`."""
         del params, train, key
         return self.fn(x), state
@@ -118,20 +118,25 @@ class Linen(Function):
         accepted = inspect.signature(type(module).__call__).parameters
         self.modes = [m for m in _MODES if m in accepted and _unset(module, m)]
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """Flax's initial variables, split; nothing but shapes is computed."""
         variables = dict(self.fn.lazy_init(key, x, **self._mode(False)))
         return variables.pop("params", {}), variables
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """Flax's apply; batch statistics are updated in train mode only."""
         return self.call(params, state, [x], train, key)
 
     def call(
-        self, params: Params, state: State, xs: Sequence[Any], train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self,
+        params: Params,
+        state: State,
+        xs: Sequence[PyTree],
+        train: bool,
+        key: Key | None,
+    ) -> tuple[PyTree, State]:
         """Flax's apply with any number of arguments."""
         # Flax falls back to the "params" stream for every stream not named.
         rngs = {"params": key} if train and key is not None else None
@@ -153,14 +158,14 @@ class Variables(Function):
     def __init__(self, fn: InitApply):
         super().__init__(fn, canonical(fn), type(fn).__name__)
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """Variables split into `params` and the other collections."""
         variables = dict(self.fn.init(key, _zeros(x)))
         return variables.pop("params", {}), variables
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """`fn.apply({"params": params, **state}, x)`."""
         del train, key
         return self.fn.apply({"params": params, **state}, x), state
@@ -172,20 +177,20 @@ class Pair(Function):
     def __init__(self, init: Callable[..., Any], apply: Callable[..., Any]):
         super().__init__((init, apply), canonical((init, apply)), _function_name(apply))
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """All that `init` returns counts as parameters."""
         return self.fn[0](key, _zeros(x)), {}
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """`apply(params, x)`."""
         del train, key
         return self.fn[1](params, x), state
 
 
 @functools.singledispatch
-def as_function(fn: Any) -> Function:
+def as_function(fn: Layer) -> Function:
     """Bring whatever an arc was given into normal form.
 
     Args:
@@ -231,7 +236,7 @@ def _(fn: tuple) -> Function:
     return Pair(*fn)
 
 
-def identity(x: Any) -> Any:
+def identity(x: PyTree) -> Any:
     """The function of a skip arc: `x -> x`."""
     return x
 
@@ -247,7 +252,7 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def describe(fn: Any) -> str:
+def describe(fn: Layer) -> str:
     """One readable line: a module with the fields that differ from their defaults.
 
     Example:
@@ -277,11 +282,11 @@ def _unset(module: nn.Module, mode: str) -> bool:
     return getattr(module, mode, None) is None
 
 
-def _zeros(x: Any) -> Any:
+def _zeros(x: PyTree) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
 
 
-def _function_name(fn: Any) -> str:
+def _function_name(fn: Layer) -> str:
     fn = fn.func if isinstance(fn, functools.partial) else fn
     name = getattr(fn, "__name__", type(fn).__name__)
     return "function" if name == "<lambda>" else name

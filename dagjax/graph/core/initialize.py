@@ -29,12 +29,13 @@ from dagjax.graph.core.levels import (
 )
 from dagjax.graph.core.topology import Arc, Graph, GraphError, Space
 from dagjax.jaxprs.versions import shape_of, trace_context
+from dagjax.types import PyTree
 
 _MANY = 64  # equal arcs that are initialized in one call
 _ODD = 97  # a batch size that no other axis is likely to have
 
 
-def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
+def init(key: jax.Array, graph: Graph, *xs: PyTree) -> DAG:
     """Initialize every arc from the shapes of an example batch.
 
     Arc `a` draws from `fold_in(key, hash of the name a)`, so an arc that is deleted or
@@ -58,7 +59,7 @@ def init(key: jax.Array, graph: Graph, *xs: Any) -> DAG:
     """
     specs = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in xs]
     values = jax.eval_shape(functools.partial(start, graph), specs)
-    alike: dict[Any, dict[str, Any]] = {}  # what one draw can initialize
+    alike: dict[Any, dict[str, PyTree]] = {}  # what one draw can initialize
     for arc in graph.arcs:
         x = _shape_at(graph, arc.source, values)
         with error_context(arc, x):
@@ -126,11 +127,11 @@ def check_arc(dag: DAG, arc: Arc) -> None:
 
 
 @functools.lru_cache(maxsize=4096)  # blocks in blocks would ask again and again
-def _output_shape(context: Any, fn: Function, x: Any) -> Any:
+def _output_shape(context: PyTree, fn: Function, x: PyTree) -> PyTree:
     """The shape of what a function makes of `x`; nothing is computed."""
     del context
 
-    def run(x: Any) -> Any:
+    def run(x: PyTree) -> jax.Array:
         own, held = fn.init(jax.random.key(0), x)
         return fn.apply(own, held, x, train=False, key=None)[0]
 
@@ -138,7 +139,7 @@ def _output_shape(context: Any, fn: Function, x: Any) -> Any:
 
 
 def _drawn(
-    key: jax.Array, fn: Function, x: Any, names: list[str]
+    key: jax.Array, fn: Function, x: PyTree, names: list[str]
 ) -> Iterator[tuple[str, Params, State]]:
     """Initial parameters and state of equal arcs; of very many in one call."""
     if len(names) < _MANY:
@@ -154,7 +155,7 @@ def _drawn(
 
 
 def draw_stacked(
-    key: jax.Array, fn: Function, x: Any, names: Iterable[str]
+    key: jax.Array, fn: Function, x: PyTree, names: Iterable[str]
 ) -> tuple[Params, State]:
     """Initial parameters and state of equal arcs along a new first axis."""
     codes = np.array([stream(name) for name in names], np.uint32)
@@ -162,14 +163,14 @@ def draw_stacked(
     return jax.vmap(draw)(codes)  # not jitted: the bits of one by one
 
 
-def _delivered(graph: Graph, arc: Arc, old: Any, y: Any) -> Any:
+def _delivered(graph: Graph, arc: Arc, old: PyTree, y: PyTree) -> PyTree:
     """The shape of the target's value with `y` added."""
     if arc.port is None:
         return y if old is None else jax.eval_shape(jnp.add, old, y)
     return jax.eval_shape(functools.partial(deliver, graph, arc), old, y)
 
 
-def _shape_at(graph: Graph, node: str, values: Values) -> Any:
+def _shape_at(graph: Graph, node: str, values: Values) -> PyTree:
     if node not in graph.merge_of:
         return values[node]
     try:
@@ -194,12 +195,12 @@ def _values_only(values: Values) -> Values:
     }
 
 
-def _space(value: Any, batch: tuple[int, ...]) -> Space:
+def _space(value: PyTree, batch: tuple[int, ...]) -> Space:
     batched = bool(batch) and value.shape[:1] == batch
     return Space(value.shape[1:] if batched else value.shape, str(value.dtype), batched)
 
 
-def _check_sum(graph: Graph, arc: Arc, old: Any, y: Any) -> None:
+def _check_sum(graph: Graph, arc: Arc, old: PyTree, y: PyTree) -> None:
     if not hasattr(y, "shape"):
         raise GraphError(f"{arc!r} must return one array, got {type(y).__name__}")
     if arc.port is None and old is not None and old.shape != y.shape:

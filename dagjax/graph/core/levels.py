@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from jax.core import Tracer
 from dagjax.graph.core.functions import Params, State
 from dagjax.graph.core.merges import Port
 from dagjax.graph.core.topology import Arc, Graph, GraphError
+from dagjax.types import Array, PyTree
 
-Values = dict[str, Any]  # {node: array, or a tuple of ports}
+Values = dict[str, PyTree]  # {node: array, or a tuple of ports}
 _NOTHING: State = {}  # of an arc without state; one object, so that it is known again
 
 
@@ -71,7 +72,7 @@ def sweep(
     key: jax.Array | None = None,
     sign: int = 1,
     onto: Values | None = None,
-    context: Any = None,
+    context: Hashable = None,
 ) -> tuple[Values, dict[str, State]]:
     """`z -> z + sign * N(z)`, N the sum of some arcs, each reading the old values.
 
@@ -99,11 +100,11 @@ def sweep(
 def read(
     graph: Graph,
     node: str,
-    value: Any,
-    params: Any = None,
+    value: PyTree,
+    params: Params = None,
     state: Any = None,
-    context: Any = None,
-) -> Any:
+    context: Hashable = None,
+) -> jax.Array:
     """What an arc sees at a node: the sum, or the merge of its ports."""
     merge = graph.merge_of.get(node)
     if merge is None:
@@ -113,8 +114,8 @@ def read(
 
 
 def deliver(
-    graph: Graph, arc: Arc, old: Any, y: Any, gate: Any = None, sign: int = 1
-) -> Any:
+    graph: Graph, arc: Arc, old: PyTree, y: Array, gate: Any = None, sign: int = 1
+) -> PyTree:
     """The target's value with `gate * y` added, at a port the gate to its presence."""
     if gate is not None:
         y = _scaled(arc, gate, y)
@@ -148,12 +149,12 @@ def apply_arc(
     arc: Arc,
     params: dict[str, Params],
     state: dict[str, State],
-    value: Any,
+    value: PyTree,
     *,
     train: bool = False,
     key: jax.Array | None = None,
-    context: Any = None,
-) -> tuple[Any, State]:
+    context: Hashable = None,
+) -> tuple[PyTree, State]:
     """What an arc makes of the value of its source, and the arc's new state."""
     own, held = params, state
     call = {"context": context} if arc.reads_all_params else {}
@@ -174,13 +175,13 @@ def stream(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: PyTree) -> bool:
     """Whether values are not known yet, as under jit."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager
-def error_context(arc: Arc, x: Any) -> Iterator[None]:
+def error_context(arc: Arc, x: PyTree) -> Iterator[None]:
     """Say in which arc an error arose."""
     try:
         yield
@@ -189,7 +190,7 @@ def error_context(arc: Arc, x: Any) -> Iterator[None]:
         raise
 
 
-def _scaled(arc: Arc, gate: Any, y: Any) -> Any:
+def _scaled(arc: Arc, gate: Any, y: Array) -> Any:
     """`gate * y` in the type of `y`."""
     gate = jnp.asarray(gate)
     exact = jnp.issubdtype(y.dtype, jnp.inexact)
@@ -213,7 +214,7 @@ def _add(old: Any, y: Any, sign: int) -> Any:
     return old + y if sign > 0 else old - y
 
 
-def _empty(graph: Graph, node: str, batch: tuple[int, ...], fed: set) -> Any:
+def _empty(graph: Graph, node: str, batch: tuple[int, ...], fed: set) -> PyTree:
     """Zeros where `(node, port)` is not fed, None where an arc will deliver."""
     ports = graph.ports(node)
     if ports is None:
@@ -239,6 +240,6 @@ def zero(
     return jnp.zeros(graph.signature.shape(node, port, space, batch), space.dtype)
 
 
-def in_words(x: Any) -> str:
+def in_words(x: PyTree) -> str:
     """Dtype and shape in words."""
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else str(x)

@@ -14,12 +14,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from dagjax.types import PyTree
 
 
 class Port(NamedTuple):
     """What arrived at one port of a merge node."""
 
-    value: Any  # gate * f, [B, ...]; None before an arc delivers
+    value: PyTree  # gate * f, [B, ...]; None before an arc delivers
     presence: Any  # gate, []
 
 
@@ -221,13 +224,13 @@ def any_on(ports: tuple[Port, ...]) -> jax.Array:
     return functools.reduce(jnp.logical_or, map(is_on, ports))
 
 
-def _log_presence(port: Port, dtype: Any) -> jax.Array:
+def _log_presence(port: Port, dtype: DTypeLike) -> jax.Array:
     """`log p`, and 0 where p = 0: both sides of a `where` must be finite."""
     presence = jnp.asarray(port.presence, dtype)
     return jnp.log(jnp.where(is_on(port), presence, jnp.ones_like(presence)))
 
 
-def lowest(dtype: Any) -> jax.Array:
+def lowest(dtype: DTypeLike) -> jax.Array:
     """In place of -inf: its exponential is 0 and it has a gradient."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(jnp.finfo(dtype).min / 2, dtype)

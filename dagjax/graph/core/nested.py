@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
 
 import jax
 
@@ -10,6 +10,7 @@ from dagjax.graph.core.dag import DAG, evaluate
 from dagjax.graph.core.functions import Function, Params, State, as_function
 from dagjax.graph.core.initialize import init
 from dagjax.graph.core.topology import Graph, GraphError
+from dagjax.types import Key, PyTree
 
 
 class Nested(Function):
@@ -24,7 +25,7 @@ class Nested(Function):
         super().__init__(graph, graph, "block")
         self.reads_all_params = any(arc.reads_all_params for arc in graph.arcs)
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """Parameters and state of the arcs inside, under their names."""
         dag = init(key, self.fn, x)
         return dag.params, dag.state
@@ -33,17 +34,17 @@ class Nested(Function):
         self,
         params: Params,
         state: State,
-        x: Any,
+        x: PyTree,
         *,
         train: bool,
-        key: Any,
-        context: Any = None,
-    ) -> tuple[Any, State]:
+        key: Key | None,
+        context: Hashable = None,
+    ) -> tuple[PyTree, State]:
         """The output of the graph inside."""
         inner = DAG(self.fn, params, state)
         return evaluate(inner, x, context=context, train=train, key=key)
 
-    def own(self, params: Params, name: str) -> Any:
+    def own(self, params: Params, name: str) -> PyTree:
         """What the arcs inside read, if that is found in the trees of the network."""
         if not self.reads_all_params:
             return super().own(params, name)

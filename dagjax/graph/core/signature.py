@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
+
+from dagjax.types import Params, PyTree, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Signature:
     """One array for each input node; one value, or a tuple where there are several."""
 
     @property
-    def example_inputs(self) -> tuple[Any, ...] | None:
+    def example_inputs(self) -> tuple[PyTree, ...] | None:
         """Shapes of inputs that it takes."""
         return None
 
@@ -26,7 +28,11 @@ class Signature:
         return tuple(xs)
 
     def context(
-        self, params: Any, state: Any, values: dict[str, Any], xs: Iterable[Any] = ()
+        self,
+        params: Params,
+        state: State,
+        values: dict[str, PyTree],
+        xs: Iterable[Any] = (),
     ) -> Any:
         """What the arcs of one call know beside their input; None: nothing.
 
@@ -49,8 +55,8 @@ class Signature:
         self,
         read: Callable[[str], Any],
         outputs: tuple[str, ...],
-        state: Any,
-        context: Any,
+        state: State,
+        context: Hashable,
     ) -> tuple[Any, Any]:
         """The result and the new state.
 

@@ -12,6 +12,7 @@ from typing import Any
 from dagjax.graph.core.functions import as_function
 from dagjax.graph.core.merges import Merge
 from dagjax.graph.core.signature import Signature
+from dagjax.types import PyTree
 
 _FORM = Signature()
 
@@ -166,7 +167,7 @@ class Graph:
         return dict(self.merges)
 
     @functools.cached_property
-    def space_of(self) -> dict[str, Any]:
+    def space_of(self) -> dict[str, PyTree]:
         """`{node: Space}` of the nodes whose shape is known."""
         return dict(self.spaces)
 

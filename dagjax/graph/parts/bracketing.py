@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.levels import Values, apply_levels, sweep, zeros
 from dagjax.graph.core.topology import Arc, Graph, GraphError, ancestors
+from dagjax.types import Array, PyTree
 
 _PATHS = 2**16
 
@@ -37,7 +38,7 @@ class Transfer:
     source: str
     target: str
 
-    def __call__(self, y: Any) -> jax.Array:
+    def __call__(self, y: Array) -> jax.Array:
         """The value at the target.
 
         Args:
@@ -64,7 +65,7 @@ class PathSum:
     target: str
     apart: bool = True
 
-    def __call__(self, y: Any) -> jax.Array:
+    def __call__(self, y: Array) -> jax.Array:
         """The sum over all paths from the source and from the constant node.
 
         Args:
@@ -72,7 +73,7 @@ class PathSum:
         """
         _check_value(self.dag, self.source, y)
         graph, nothing = self.dag.graph, zeros(self.dag.graph, _batch(y))
-        stacks: dict[str, list[Any]] = {node: [] for node in graph.nodes}
+        stacks: dict[str, list[PyTree]] = {node: [] for node in graph.nodes}
         stacks[self.source].append(jax.tree.map(lambda leaf: leaf[None], y))
         needed = ancestors(graph, [self.target])
         for row, steps in _steps(graph, needed, self.apart).items():
@@ -93,7 +94,7 @@ class PathSum:
         return self.dag.read(self.target, total)
 
     def _step(
-        self, arcs: list[Arc], row: str, column: str, nothing: Values, value: Any
+        self, arcs: list[Arc], row: str, column: str, nothing: Values, value: PyTree
     ) -> Any:
         """What the arcs from one node deliver at another one."""
         z, onto = nothing | {column: value}, {row: nothing[row]}
@@ -180,7 +181,7 @@ def path_sum(dag: DAG, source: str, target: str, *, apart: bool = True) -> PathS
 
 
 def path_gap(
-    dag: DAG, y: Any, source: str | None = None, target: str | None = None
+    dag: DAG, y: Array, source: str | None = None, target: str | None = None
 ) -> jax.Array:
     """How nonlinear the network is along its paths: `|P(y) - Q(y)| / |P(y)|`.
 
@@ -205,7 +206,7 @@ def path_gap(
     return jnp.where(gap == 0, gap, gap / jnp.linalg.norm(p))
 
 
-def _check_value(dag: DAG, node: str, y: Any) -> None:
+def _check_value(dag: DAG, node: str, y: Array) -> None:
     merge = dag.graph.merge_of.get(node)
     if merge is not None and not isinstance(y, tuple):
         raise GraphError(
@@ -214,7 +215,7 @@ def _check_value(dag: DAG, node: str, y: Any) -> None:
         )
 
 
-def _batch(y: Any) -> tuple[int, ...]:
+def _batch(y: Array) -> tuple[int, ...]:
     return jax.tree.leaves(y)[0].shape[:1]
 
 
@@ -233,7 +234,7 @@ def _steps(
     }
 
 
-def _joined(stacks: list[Any]) -> Any:
+def _joined(stacks: list[PyTree]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stacks)
 
 

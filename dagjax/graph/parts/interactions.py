@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from dagjax.graph.parts.subnetworks import (
     all_vectors,
     names_of,
 )
+from dagjax.types import Array, PyTree
 
 Progress = Callable[[int, int], None]
 
@@ -68,7 +69,7 @@ class Interactions(NamedTuple):
 
 def interactions(
     dag: DAG,
-    *xs: Any,
+    *xs: PyTree,
     arcs: Iterable[str] | None = None,
     readout: Readout | None = None,
     progress: Progress | None = None,
@@ -112,7 +113,7 @@ class Shapley(NamedTuple):
 
 def shapley(
     dag: DAG,
-    *xs: Any,
+    *xs: PyTree,
     arcs: Iterable[str] | None = None,
     readout: Readout | None = None,
     samples: int | None = None,
@@ -164,13 +165,13 @@ def shapley(
     return _sampled(names, orders, _wide(found.outputs))
 
 
-def _cube(outputs: Any, n: int) -> np.ndarray:
+def _cube(outputs: Array, n: int) -> np.ndarray:
     """`[2, ..., 2, *shape]`, an axis for each arc."""
     values = _wide(outputs)
     return values.reshape((2,) * n + values.shape[1:])
 
 
-def _wide(outputs: Any) -> np.ndarray:
+def _wide(outputs: Array) -> np.ndarray:
     """One array in double precision."""
     if not isinstance(outputs, np.ndarray):
         raise ValueError(

@@ -20,6 +20,7 @@ from dagjax.graph.core.dag import DAG, inject
 from dagjax.graph.core.functions import identity
 from dagjax.graph.core.levels import Values, apply_arc, deliver
 from dagjax.graph.core.topology import Graph, GraphError
+from dagjax.types import Array, PyTree
 
 LIMIT = 20  # arcs of which all gate vectors are listed
 _BYTES = 2**28  # of node values in one call
@@ -32,7 +33,7 @@ class Subnetworks(NamedTuple):
 
     arcs: tuple[str, ...]
     gates: np.ndarray  # [gate vector, arc]
-    outputs: Any  # [gate vector, ...]
+    outputs: Array  # [gate vector, ...]
 
 
 class Rows(NamedTuple):
@@ -52,7 +53,7 @@ class Plan(NamedTuple):
 
 def all_subnetworks(
     dag: DAG,
-    *xs: Any,
+    *xs: PyTree,
     gates: Any = None,
     arcs: Iterable[str] | None = None,
     readout: Readout | None = None,
@@ -142,7 +143,7 @@ def all_vectors(n: int) -> np.ndarray:
     return (index >> np.arange(n)[None, ::-1]) % 2 == 1
 
 
-def _sizes(dag: DAG, xs: tuple[Any, ...]) -> dict[str, int]:
+def _sizes(dag: DAG, xs: tuple[PyTree, ...]) -> dict[str, int]:
     """Bytes of every node's value."""
     values = jax.eval_shape(lambda dag, xs: inject(dag, *xs), dag, xs)
     size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -232,7 +233,7 @@ def _padded(plans: list[Plan]) -> Iterator[Plan]:
 @functools.partial(jax.jit, static_argnames="readout")
 def _evaluate(
     dag: DAG,
-    xs: tuple[Any, ...],
+    xs: tuple[PyTree, ...],
     nodes: dict[str, Rows],
     outputs: dict[str, np.ndarray],
     readout: Readout,

@@ -24,6 +24,7 @@ from dagjax.graph.core.initialize import draw_stacked
 from dagjax.graph.core.levels import is_traced
 from dagjax.graph.core.merges import Concat
 from dagjax.graph.core.topology import Arc, Graph, GraphError, Space
+from dagjax.types import Key, PyTree
 
 
 class Bundle(Function):
@@ -51,7 +52,7 @@ class Bundle(Function):
         self.names, self.rows, self.shared = names, rows, shared
         self.sources, self.targets = np.array(sources), np.array(targets)
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """Stacked initial values, one draw an arc (one for all if they are tied)."""
         one = jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype)
         if self.shared:
@@ -59,8 +60,8 @@ class Bundle(Function):
         return draw_stacked(key, self.fn, one, self.names)
 
     def apply(
-        self, params: Params, state: State, x: Any, *, train: bool, key: Any
-    ) -> tuple[Any, State]:
+        self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
+    ) -> tuple[PyTree, State]:
         """`[B, rows below, ...] -> [B, rows, ...]`, zero where no arc leads."""
         keys = None if key is None else jax.random.split(key, len(self.names))
         own = None if self.shared else 0
@@ -197,7 +198,7 @@ class _Stacks:
         self.tops: dict[int, _Stack] = {}  # of each kind
         self.arcs: list[Arc] = []
         ends = (*graph.inputs, *graph.outputs)
-        self.spaces: dict[str, Any] = {n: graph.space_of[n] for n in ends}
+        self.spaces: dict[str, PyTree] = {n: graph.space_of[n] for n in ends}
         self.merges: dict[str, Concat] = {}
 
     def laid(self) -> Graph:
@@ -289,7 +290,7 @@ def _check(graph: Graph) -> None:
             raise GraphError(f"node {node!r} has no batch axis; it cannot be stacked")
 
 
-def _stacked(trees: list[Any]) -> Any:
+def _stacked(trees: list[PyTree]) -> Any:
     """Along a new first axis; on the host, where a thousand operands do not matter."""
     if is_traced(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
@@ -297,7 +298,7 @@ def _stacked(trees: list[Any]) -> Any:
     return jax.tree.map(join, *jax.device_get(trees))
 
 
-def _unstacked(graph: Graph, fn: Bundle, tree: Any) -> Iterator[tuple[str, Any]]:
+def _unstacked(graph: Graph, fn: Bundle, tree: PyTree) -> Iterator[tuple[str, Any]]:
     for i, name in enumerate(fn.names):
         own = tree if fn.shared else jax.tree.map(lambda leaf, i=i: leaf[i], tree)
         yield graph.by_name[name].params_name, own

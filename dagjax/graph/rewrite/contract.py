@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from dagjax.graph.core.dag import DAG, parts_of
 from dagjax.graph.core.functions import identity
 from dagjax.graph.core.initialize import shaped
 from dagjax.graph.core.nested import Nested
 from dagjax.graph.core.topology import Arc, Graph, GraphError
+from dagjax.types import PyTree
 
 
 def contract(
@@ -203,7 +203,7 @@ def _tied_outside(graph: Graph, inside: Sequence[Arc]) -> list[Arc]:
 
 def _merge_at(
     graph: Graph, inside: tuple[Arc, ...], target: str
-) -> tuple[int | None, dict[str, Any]]:
+) -> tuple[int | None, dict[str, PyTree]]:
     """The new arc's port, or the merge that goes inside with all its arcs."""
     if target not in graph.merge_of:
         return None, {}
@@ -223,7 +223,7 @@ def _part(
     graph: Graph,
     inside: tuple[Arc, ...],
     ends: tuple[str, str],
-    merges: dict[str, Any],
+    merges: dict[str, PyTree],
     short: Callable[[str], str],
 ) -> Graph:
     """The part as a graph from "in" to "out"."""
@@ -247,7 +247,7 @@ def _part(
     return Graph(arcs, "in", "out", {names[n]: m for n, m in known.items()}, spaces)
 
 
-def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, Any]) -> Graph:
+def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, PyTree]) -> Graph:
     """The graph with these arcs and the nodes that they leave."""
     nodes = {*graph.inputs, *graph.outputs}
     nodes |= {node for arc in arcs for node in (arc.source, arc.target)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +12,7 @@ from dagjax.graph.core.functions import Function, Linen
 from dagjax.graph.core.initialize import init
 from dagjax.graph.core.nested import Nested
 from dagjax.graph.core.topology import Arc, Graph, GraphError
+from dagjax.types import PyTree
 
 
 def narrow(graph: Graph, factor: float) -> Graph:
@@ -36,7 +36,7 @@ def narrow(graph: Graph, factor: float) -> Graph:
     return graph.replace(arcs=arcs, spaces=known)
 
 
-def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
+def narrow_to(graph: Graph, count: int, *xs: PyTree) -> Graph:
     """The narrow graph whose number of parameters is nearest to `count`.
 
     Args:
@@ -68,7 +68,7 @@ def narrow_to(graph: Graph, count: int, *xs: Any) -> Graph:
     return min(tried, key=lambda candidate: abs(tried[candidate] - count))
 
 
-def _count(graph: Graph, xs: Any) -> int:
+def _count(graph: Graph, xs: PyTree) -> int:
     try:
         dag = jax.eval_shape(lambda: init(jax.random.key(0), graph, *xs))
     except Exception as error:  # such as a depthwise convolution of other width

@@ -12,6 +12,7 @@ from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.functions import Linen
 from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
+from dagjax.types import Key, PyTree
 
 
 def from_linen(
@@ -20,7 +21,7 @@ def from_linen(
     *inputs: Any,
     granularity: Granularity = "layers",
     train: bool = False,
-    key: Any = None,
+    key: Key | None = None,
 ) -> DAG:
     """A Flax Linen module with its variables as a DAG.
 
@@ -52,7 +53,7 @@ def from_linen(
 
 
 def _apply_linen(
-    function: Linen, train: bool, random: bool, params: Any, state: Any, *x: Any
+    function: Linen, train: bool, random: bool, params: Any, state: Any, *x: PyTree
 ) -> tuple[Any, Any]:
     *data, key = x if random else (*x, None)
     return function.call(params, state, data, train, key)
@@ -84,7 +85,7 @@ def from_nnx(model: Any, *inputs: Any, granularity: Granularity = "layers") -> D
     return trace(fn, params, *inputs, granularity=granularity, state=rest)
 
 
-def _apply_nnx(graphdef: Any, params: Any, state: Any, *x: Any) -> tuple[Any, Any]:
+def _apply_nnx(graphdef: Any, params: Any, state: Any, *x: PyTree) -> tuple[Any, Any]:
     model = nnx.merge(graphdef, params, state)
     y = model(*x)
     return y, nnx.split(model, nnx.Param, ...)[2]

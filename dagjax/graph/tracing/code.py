@@ -12,8 +12,9 @@ import numpy as np
 
 from dagjax.jaxprs.messages import TraceError
 from dagjax.jaxprs.versions import jaxpr_as_fun, trace_state
+from dagjax.types import PyTree
 
-Leaves = dict[str, list[Any]]
+Leaves = dict[str, list[PyTree]]
 
 
 class Slot(NamedTuple):
@@ -29,7 +30,7 @@ class Slot(NamedTuple):
     place: int
     path: str
 
-    def read(self, leaves: Sequence[Any], aval: Any) -> Any:
+    def read(self, leaves: Sequence[PyTree], aval: Any) -> Any:
         """The leaf.
 
         Raises:
@@ -64,10 +65,10 @@ class CallContext:
 
     def __init__(self, plan: Any, leaves: Leaves):
         self.plan, self.leaves = plan, leaves
-        self._results: dict[Hashable, tuple[Sequence[Any], Any, Any]] = {}
+        self._results: dict[Hashable, tuple[Sequence[PyTree], Any, Any]] = {}
 
     def once(
-        self, key: Hashable, values: Sequence[Any], compute: Callable[[], Any]
+        self, key: Hashable, values: Sequence[PyTree], compute: Callable[[], Any]
     ) -> Any:
         """What was computed of the very same arrays before, else computed now.
 
@@ -97,7 +98,7 @@ class Shared(NamedTuple):
     reads: tuple[int, ...]
     results: tuple[int, ...]
 
-    def __call__(self, context: CallContext, values: Sequence[Any]) -> list[Any]:
+    def __call__(self, context: CallContext, values: Sequence[PyTree]) -> list[PyTree]:
         """The results that are needed."""
         xs = [values[i] for i in self.reads]
         ys = context.once(self.key, xs, lambda: self.code(context, *xs))
@@ -117,10 +118,10 @@ class Code(NamedTuple):
 
     closed: Any
     slots: tuple[Slot, ...]
-    held: tuple[Any, ...] = ()
+    held: tuple[PyTree, ...] = ()
     shared: tuple[Shared, ...] = ()
 
-    def __call__(self, context: CallContext, *values: Any) -> list[Any]:
+    def __call__(self, context: CallContext, *values: PyTree) -> list[PyTree]:
         """Its outputs."""
         given = [y for part in self.shared for y in part(context, values)]
         avals = [v.aval for v in self.closed.jaxpr.invars[len(values) + len(given) :]]

@@ -7,10 +7,10 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.extend import core
+from jax.tree_util import KeyPath
 
 from dagjax.graph.tracing.cut import Cut, Piece
 from dagjax.graph.tracing.flow import Flow, Value
@@ -263,7 +263,7 @@ def _parents(scope: str) -> Iterable[str]:
     return ("/".join(parts[:i]) for i in range(len(parts)))
 
 
-def path_of(path: Any) -> str:
+def path_of(path: KeyPath) -> str:
     """A key path of a tree as `a/b/c`, without the words that frameworks add."""
     parts = jax.tree_util.keystr(path, simple=True, separator="/").strip("/").split("/")
     parts = parts[1:] if len(parts) > 1 and parts[0] == "params" else parts

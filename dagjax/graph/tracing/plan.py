@@ -24,6 +24,7 @@ from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
 from dagjax.jaxprs.primitives import MOVES, is_key, is_light
 from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
 from dagjax.jaxprs.unroll import unrolled
+from dagjax.types import PyTree
 
 Granularity = str | Callable[[str], Hashable]
 _CHOICES = {
@@ -49,18 +50,18 @@ class Request:
     fn: Callable[..., Any]
     params: Any
     state: Any
-    inputs: tuple[Any, ...]
+    inputs: tuple[PyTree, ...]
     granularity: Granularity
     unroll: bool
 
     @property
-    def args(self) -> tuple[Any, ...]:
+    def args(self) -> tuple[PyTree, ...]:
         """The arguments of the function."""
         held = () if self.state is None else (self.state,)
         return (self.params, *held, *self.inputs)
 
     @functools.cached_property
-    def trees(self) -> dict[str, Any]:
+    def trees(self) -> dict[str, PyTree]:
         """The structures of the parameters and of the state."""
         whole = {"params": self.params, "user": self.state}
         return {name: jax.tree.structure(tree) for name, tree in whole.items()}
@@ -76,7 +77,7 @@ def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
     }
 
 
-def _aligned(traced: Any, form: Any, tree: Any) -> list[Any]:
+def _aligned(traced: Any, form: Any, tree: Any) -> list[PyTree]:
     """Leaves in the order of the traced tree; a tree with more of them is no harm."""
     leaves, here = jax.tree.flatten(tree)
     if traced is None or form == here:
@@ -122,7 +123,7 @@ class Plan:
         self.piece_of = {name: piece for piece, name in self.names.pieces.items()}
         self.value_of = {name: value for value, name in self.names.nodes.items()}
 
-    def release(self) -> list[Any]:
+    def release(self) -> list[PyTree]:
         """The arrays that the function closed over, which the plan lets go."""
         held, self._consts = self._consts, {}
         return [*held.values()]
@@ -148,7 +149,7 @@ class Plan:
         return [i for i, v in enumerate(inputs) if v in self.slots]
 
     @functools.cached_property
-    def outline(self) -> dict[str, tuple[Any, ...]]:
+    def outline(self) -> dict[str, tuple[PyTree, ...]]:
         """`{arc: (source, target, port, work)}`, work without moving entries."""
 
         def work(name: str) -> str:
@@ -218,7 +219,7 @@ class Plan:
         self,
         work: Sequence[Equation],
         values: Sequence[Value],
-        ends: Sequence[Any],
+        ends: Sequence[PyTree],
         shared: Collection[Equation] | None = None,
     ) -> Code:
         """What evaluates `ends` of `values`.
@@ -308,7 +309,7 @@ def _slots(
     return slots
 
 
-def _digest(x: Any) -> str:
+def _digest(x: PyTree) -> str:
     """The same for equal arrays."""
     return str(id(x)) if isinstance(x, jax.core.Tracer) else str(canonical(x))
 

@@ -15,6 +15,7 @@ from dagjax.jaxprs.fingerprint import rules
 from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key
 from dagjax.jaxprs.versions import current_mesh, tracing_for
+from dagjax.types import PyTree
 
 Shape = tuple[int, ...]
 
@@ -128,7 +129,7 @@ def _batch(request: Request) -> int | None:
 def _resized(request: Request, old: int | None, new: int, keys: set[int]) -> Request:
     """The request with another batch size."""
 
-    def resized(place: int, x: Any) -> Any:
+    def resized(place: int, x: PyTree) -> Any:
         same = x.shape[:1] != (old,) or (place in keys and not is_key(x))
         return x if same else x.update(shape=(new, *x.shape[1:]))
 

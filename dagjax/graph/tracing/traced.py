@@ -21,6 +21,7 @@ from dagjax.graph.tracing.program import Program, Shape
 from dagjax.jaxprs.fingerprint import pattern_of
 from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key, is_known
+from dagjax.types import Key, PyTree
 
 
 class Traced(Function):
@@ -64,7 +65,7 @@ class Traced(Function):
         slots = [slot for slot in self._code.slots if slot.tree == "params"]
         return {slot.path: leaves[slot.place] for slot in slots}
 
-    def init(self, key: jax.Array, x: Any) -> tuple[Params, State]:
+    def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
         raise TraceError(
             f"{self.name!r} is part of a traced function, which has its parameters; "
@@ -75,12 +76,12 @@ class Traced(Function):
         self,
         params: Params,
         state: State,
-        x: Any,
+        x: PyTree,
         *,
         train: bool,
-        key: Any,
+        key: Key | None,
         context: CallContext | None = None,
-    ) -> tuple[Any, State]:
+    ) -> tuple[PyTree, State]:
         """Its equations at `x`."""
         del train, key
         what = f"the input of {self.name!r}"
@@ -173,7 +174,7 @@ class TracedSignature(Signature):
     program: Program
 
     @property
-    def example_inputs(self) -> tuple[Any, ...]:
+    def example_inputs(self) -> tuple[PyTree, ...]:
         """Shapes of inputs that it takes."""
         return self.program.request.inputs
 
@@ -216,7 +217,7 @@ class TracedSignature(Signature):
         return tuple(given)
 
     def context(
-        self, params: Any, state: Any, values: dict[str, Any], xs: Iterable[Any] = ()
+        self, params: Any, state: Any, values: dict[str, PyTree], xs: Iterable[Any] = ()
     ) -> CallContext:
         """The plan that the inputs fit, and the leaves with the keys of this call."""
         base, given = self.program.base, jax.tree.leaves(tuple(xs))

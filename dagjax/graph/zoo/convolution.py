@@ -12,11 +12,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
+
+from dagjax.types import PyTree
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -34,11 +37,11 @@ def matmul_conv(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: PyTree = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
     """A convolution as one product of patches and kernel, as are its gradients.
 
@@ -100,11 +103,11 @@ def scan_conv(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: PyTree = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
     """A convolution that a CPU trains at full speed in a loop.
 
@@ -158,7 +161,12 @@ def scan_conv(
 
 
 def _plain(
-    lhs: Any, rhs: Any, below: Any, within: Any, numbers: Any, groups: tuple[int, int]
+    lhs: jax.Array,
+    rhs: jax.Array,
+    below: Sequence[int] | None,
+    within: Sequence[int] | None,
+    numbers: PyTree,
+    groups: tuple[int, int],
 ) -> bool:
     """Whether there are no dilations, no groups, one dtype, and Flax's layout."""
     dilations = (*(below or ()), *(within or ()))
@@ -169,13 +177,15 @@ def _plain(
     return found == wanted and lhs.dtype == rhs.dtype and lhs.shape[3] == rhs.shape[2]
 
 
-def _large(rhs: Any, strides: Sequence[int]) -> bool:
+def _large(rhs: jax.Array, strides: Sequence[int]) -> bool:
     """Whether XLA's kernels were measured to be faster than a product of patches."""
     kernel, few = math.prod(rhs.shape[:2]), rhs.shape[2] < FEW_CHANNELS
     return kernel > 1 and not few and tuple(strides) == (1, 1)
 
 
-def _pads(lhs: Any, rhs: Any, strides: Sequence[int], padding: Any) -> Pads | None:
+def _pads(
+    lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: PyTree
+) -> Pads | None:
     """Pairs of ints along H and W; None where the output is empty or not of images."""
     if lhs.ndim != 4 or rhs.ndim != 4:
         return None
@@ -186,7 +196,9 @@ def _pads(lhs: Any, rhs: Any, strides: Sequence[int], padding: Any) -> Pads | No
     return pads if all(n + sum(pad) >= k for n, k, pad in sizes) else None
 
 
-def _patches(x: Any, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> Any:
+def _patches(
+    x: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads
+) -> jax.Array:
     """The window under every output pixel, [N, H', W', kh * kw * C]."""
     zero = jnp.zeros((), x.dtype)
     x = lax.pad(x, zero, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
@@ -200,7 +212,7 @@ def _patches(x: Any, kernel: Sequence[int], strides: Sequence[int], pads: Pads) 
     return jnp.concatenate(taps, axis=-1) if len(taps) > 1 else taps[0]
 
 
-def _xla(x: Any, k: Any, pads: Pads, precision: Any) -> Any:
+def _xla(x: jax.Array, k: jax.Array, pads: Pads, precision: PrecisionLike) -> jax.Array:
     """XLA's convolution in its fast layout, stride 1."""
     return lax.conv_general_dilated(
         x, k, (1, 1), pads, dimension_numbers=LAYOUT, precision=precision
@@ -208,16 +220,22 @@ def _xla(x: Any, k: Any, pads: Pads, precision: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _unit_stride(x: Any, k: Any, pads: Pads, precision: Any) -> Any:
+def _unit_stride(
+    x: jax.Array, k: jax.Array, pads: Pads, precision: PrecisionLike
+) -> jax.Array:
     """`_xla`, with gradients that keep the layout."""
     return _xla(x, k, pads, precision)
 
 
-def _forward(x: Any, k: Any, pads: Pads, precision: Any) -> tuple[Any, Any]:
+def _forward(
+    x: jax.Array, k: jax.Array, pads: Pads, precision: PrecisionLike
+) -> tuple[PyTree, PyTree]:
     return _xla(x, k, pads, precision), (x, k)
 
 
-def _backward(pads: Pads, precision: Any, saved: Any, dy: Any) -> tuple[Any, Any]:
+def _backward(
+    pads: Pads, precision: PrecisionLike, saved: PyTree, dy: jax.Array
+) -> tuple[PyTree, PyTree]:
     x, k = saved
     # dx: dy with the kernel turned by 180 degrees; padded so that the shape is x's
     sizes = zip(k.shape[:2], pads, strict=True)

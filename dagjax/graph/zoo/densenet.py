@@ -9,7 +9,6 @@ readout is a sum of one arc from each layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 
@@ -25,12 +24,13 @@ from dagjax.graph.zoo.layers import (
     part_of,
     reading_images,
 )
+from dagjax.types import Conv, PyTree
 
-Layers = Callable[[int, int], list[Any]]  # of the arc from layer j of n
+Layers = Callable[[int, int], list[PyTree]]  # of the arc from layer j of n
 
 
 def dense_block(
-    k: int = 4, growth: int = 12, *, readout: bool = False, conv: Any = None
+    k: int = 4, growth: int = 12, *, readout: bool = False, conv: Conv | None = None
 ) -> Graph:
     """A dense block (Huang et al. 2017): every layer reads all before it.
 
@@ -70,7 +70,7 @@ def densenet(
     compression: float = 1.0,
     width: int = 16,
     input_shape: Shape = (32, 32, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """DenseNet for small images (Huang et al. 2017), without bottlenecks.
 
@@ -111,7 +111,12 @@ def densenet(
 
 
 def _grow(
-    b: GraphBuilder, first: str, k: int, growth: int, conv: Any, prefix: str = ""
+    b: GraphBuilder,
+    first: str,
+    k: int,
+    growth: int,
+    conv: Conv | None,
+    prefix: str = "",
 ) -> list[str]:
     """Layers 1 to k, each a sum of arcs from all before it; returns layers 0 to k."""
     nodes = [first]
@@ -130,7 +135,7 @@ def _gather(b: GraphBuilder, nodes: list[str], target: str, layers: Layers) -> s
     return target
 
 
-def _transition(features: int, conv: Any) -> Layers:
+def _transition(features: int, conv: Conv | None) -> Layers:
     return lambda j, n: [conv2d(features, 1, parts=n, conv=conv), avg_pool(2)]
 
 

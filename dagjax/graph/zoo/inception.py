@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 
@@ -19,6 +18,7 @@ from dagjax.graph.zoo.layers import (
     max_pool,
     reading_images,
 )
+from dagjax.types import Conv
 
 Pair = tuple[int, int]
 Widths = tuple[int, Pair, Pair, int]
@@ -44,7 +44,10 @@ GOOGLENET: tuple[tuple[Widths, ...], ...] = (
 
 
 def inception_module(
-    widths: Widths = GOOGLENET[0][0], *, name: str | None = None, conv: Any = None
+    widths: Widths = GOOGLENET[0][0],
+    *,
+    name: str | None = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """Four branches of two arcs, concatenated (Szegedy et al. 2015).
 
@@ -89,7 +92,7 @@ def inception(
     small: bool | None = None,
     dropout: float = 0.4,
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """GoogLeNet (Szegedy et al. 2015), batch normalized, without auxiliary heads.
 
@@ -122,7 +125,7 @@ def inception(
     return reading_images(series(*parts, head), input_shape)
 
 
-def _stem(width: int, small: bool, conv: Any) -> list[Graph]:
+def _stem(width: int, small: bool, conv: Conv | None) -> list[Graph]:
     layers = functools.partial(conv_bn, conv=conv)
     if small:
         return [block(*layers(3 * width, 3), name="stem")]

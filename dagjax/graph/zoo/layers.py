@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from dagjax.graph.core.combine import block
 from dagjax.graph.core.topology import Graph, Space
+from dagjax.types import Conv, Layer, PyTree
 
 Shape = tuple[int, ...]
 
@@ -31,7 +31,7 @@ def conv2d(
     bias: bool = False,
     groups: int = 1,
     parts: int = 1,
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> nn.Conv:
     """A square convolution.
 
@@ -58,13 +58,18 @@ def conv2d(
 
 
 def conv_bn(
-    features: int, size: int, stride: int = 1, *, groups: int = 1, conv: Any = None
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    conv: Conv | None = None,
 ) -> tuple[nn.Module, nn.Module]:
     """A convolution without bias and its batch normalization, two layers of a block."""
     return conv2d(features, size, stride, groups=groups, conv=conv), nn.BatchNorm()
 
 
-def part_of(parts: int) -> dict[str, Any]:
+def part_of(parts: int) -> dict[str, PyTree]:
     """`kernel_init` of one arc of several that stand for one layer.
 
     The kernel of a layer that reads a concatenation is cut into parts, an arc each, and
@@ -121,7 +126,9 @@ def patch_size(patch: int | None, input_shape: Shape) -> int:
     return patch
 
 
-def patch_embedding(features: int, patch: int, *after: Any, conv: Any = None) -> Graph:
+def patch_embedding(
+    features: int, patch: int, *after: Layer, conv: Conv | None = None
+) -> Graph:
     """One arc from an image to tokens, one a patch, and what comes after."""
     cut = conv2d(features, patch, patch, padding="VALID", bias=True, conv=conv)
     return block(cut, as_tokens, *after, name="embed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 
@@ -16,6 +14,7 @@ from dagjax.graph.zoo.layers import (
     reading_images,
     token_mean,
 )
+from dagjax.types import Conv, Layer
 
 
 def mixer(
@@ -27,7 +26,7 @@ def mixer(
     hidden: int = 3072,
     patch: int | None = None,
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """MLP-Mixer (Tolstikhin et al. 2021), by default Mixer-B/16; 4^depth paths.
 
@@ -81,5 +80,5 @@ def _block(
     )
 
 
-def _perceptron(hidden: int, features: int) -> list[Any]:
+def _perceptron(hidden: int, features: int) -> list[Layer]:
     return [nn.Dense(hidden), nn.gelu, nn.Dense(features)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 
@@ -17,6 +16,7 @@ from dagjax.graph.zoo.layers import (
     is_small,
     reading_images,
 )
+from dagjax.types import Conv, Layer
 
 # Sandler et al. (2018), table 2: expansion, channels, blocks, stride of the first.
 STAGES = (
@@ -38,7 +38,7 @@ def mobilenet(
     small: bool | None = None,
     dropout: float = 0.2,
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """MobileNetV2 (Sandler et al. 2018): nodes are linear, the branches expand.
 
@@ -78,7 +78,11 @@ def mobilenet(
 
 
 def _inverted(
-    sizes: tuple[int, int, int], stride: int, before: list[Any], conv: Any, name: str
+    sizes: tuple[int, int, int],
+    stride: int,
+    before: list[Layer],
+    conv: Conv | None,
+    name: str,
 ) -> Graph:
     """Expand, convolve channel by channel, project; with a skip arc if shapes agree."""
     inputs, inner, outputs = sizes

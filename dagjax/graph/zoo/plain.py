@@ -20,6 +20,7 @@ from dagjax.graph.zoo.layers import (
     reading,
     reading_images,
 )
+from dagjax.types import Conv, Layer
 
 _VGG = {
     11: (1, 1, 2, 2, 2),
@@ -59,7 +60,7 @@ def lenet_300_100(classes: int = 10, *, input_shape: Shape = (28, 28, 1)) -> Gra
 
 
 def lenet5(
-    classes: int = 10, *, input_shape: Shape = (28, 28, 1), conv: Any = None
+    classes: int = 10, *, input_shape: Shape = (28, 28, 1), conv: Conv | None = None
 ) -> Graph:
     """LeNet-5 (LeCun et al. 1998) with relu and average pooling.
 
@@ -103,7 +104,7 @@ def vgg(
     batch_norm: bool = False,
     dropout: float = 0.5,
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """VGG (Simonyan & Zisserman 2015): 3x3 convolutions in five stages, dense layers.
 
@@ -143,7 +144,7 @@ def _frankle(
     classes: int,
     *,
     input_shape: Shape = (32, 32, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     convs = _convolutions(widths, [2] * len(widths), pool="VALID", conv=conv)
     head = _dense([nn.relu, max_pool(2, 2, "VALID")], (256, 256, classes))
@@ -151,7 +152,11 @@ def _frankle(
 
 
 def _convolutions(
-    widths: Sequence[int], repeats: Sequence[int], *norm: Any, pool: str, conv: Any
+    widths: Sequence[int],
+    repeats: Sequence[int],
+    *norm: Layer,
+    pool: str,
+    conv: Conv | None,
 ) -> list[Graph]:
     """Stages of 3x3 convolutions with a pool of this padding between them."""
     layers, before = [], []
@@ -164,7 +169,7 @@ def _convolutions(
     return layers
 
 
-def _dense(before: list[Any], widths: Sequence[int], *drop: Any) -> list[Graph]:
+def _dense(before: list[Layer], widths: Sequence[int], *drop: Layer) -> list[Graph]:
     """Dense layers on an image, the last one the readout."""
     layers, before = [], [*before, flatten]
     for i, width in enumerate(widths, 1):

@@ -19,6 +19,7 @@ from dagjax.graph.zoo.layers import (
     max_pool,
     reading_images,
 )
+from dagjax.types import Conv
 
 
 def resnet(
@@ -27,7 +28,7 @@ def resnet(
     *,
     width: int = 16,
     input_shape: Shape = (32, 32, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """A residual network for small images (He et al. 2016), with projection shortcuts.
 
@@ -79,7 +80,7 @@ def bottleneck_resnet(
     width: int = 64,
     small: bool | None = None,
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """A residual network of bottlenecks (He et al. 2016).
 
@@ -126,7 +127,7 @@ def wide_resnet(
     widen: int = 10,
     width: int = 16,
     input_shape: Shape = (32, 32, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """A wide residual network, normalized before it is activated.
 
@@ -161,7 +162,7 @@ def wide_resnet(
     return reading_images(series(*parts, block(*last, name="head")), input_shape)
 
 
-def _basic(features: int, stride: int, conv: Any, name: str) -> Graph:
+def _basic(features: int, stride: int, conv: Conv | None, name: str) -> Graph:
     layers = functools.partial(conv_bn, conv=conv)
     convs = layers(features, 3, stride), layers(features, 3)
     branch = block(nn.relu, *convs[0], nn.relu, *convs[1], name="branch")
@@ -169,7 +170,9 @@ def _basic(features: int, stride: int, conv: Any, name: str) -> Graph:
     return residual(branch, block(nn.relu, *project, name="skip"), name=name)
 
 
-def _bottleneck(features: int, stride: int, first: bool, conv: Any, name: str) -> Graph:
+def _bottleneck(
+    features: int, stride: int, first: bool, conv: Conv | None, name: str
+) -> Graph:
     layers = functools.partial(conv_bn, conv=conv)
     branch = block(
         nn.relu, *layers(features, 1),
@@ -182,7 +185,7 @@ def _bottleneck(features: int, stride: int, first: bool, conv: Any, name: str) -
 
 
 def _preactivated(
-    features: int, stride: int, first: bool, conv: Any, name: str
+    features: int, stride: int, first: bool, conv: Conv | None, name: str
 ) -> Graph:
     layer = functools.partial(conv2d, conv=conv)
     pre = [nn.BatchNorm(), nn.relu]

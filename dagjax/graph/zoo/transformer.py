@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +20,7 @@ from dagjax.graph.zoo.layers import (
     reading_images,
     token_mean,
 )
+from dagjax.types import Conv, PyTree
 
 _NORMAL = nn.initializers.normal(0.02)  # of tables, as in GPT-2
 
@@ -82,7 +82,7 @@ def vit(
     patch: int | None = None,
     mlp: str = "gelu",
     input_shape: Shape = (224, 224, 3),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """A vision transformer (Dosovitskiy et al. 2021), by default ViT-B/16.
 
@@ -152,7 +152,7 @@ def gpt(
         raise ValueError(
             f"gpt input_shape {tuple(input_shape)}: expected (context,), of token ids"
         )
-    options: dict[str, Any] = {"hidden": hidden, "mlp": mlp, "causal": True}
+    options: dict[str, PyTree] = {"hidden": hidden, "mlp": mlp, "causal": True}
     graph = series(
         nn.Embed(vocabulary, features, embedding_init=_NORMAL, name="embed"),
         Positions(*input_shape, name="positions"),

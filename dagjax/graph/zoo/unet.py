@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 
@@ -18,9 +17,10 @@ from dagjax.graph.zoo.layers import (
     max_pool,
     reading_images,
 )
+from dagjax.types import Conv, Layer
 
 
-def unet_core(depth: int = 4, *, width: int = 64, conv: Any = None) -> Graph:
+def unet_core(depth: int = 4, *, width: int = 64, conv: Conv | None = None) -> Graph:
     """A U-Net (Ronneberger et al. 2015) without stem and head.
 
     Down `relu > pool > conv > bn > relu > conv > bn`, from level to level, and up
@@ -48,7 +48,7 @@ def unet_core(depth: int = 4, *, width: int = 64, conv: Any = None) -> Graph:
     for i in range(1, depth + 1):
         down = series(nn.relu, max_pool(2, 2), *twice(width * 2**i))
         node = b.arc(f"down{i}", node, f"down{i}", down)
-    before: list[Any] = []
+    before: list[Layer] = []
     for i in reversed(range(depth)):
         up = series(*before, nn.relu, _transposed(width * 2**i))
         b.merge(f"up{i}", Concat())
@@ -64,7 +64,7 @@ def unet(
     *,
     width: int = 64,
     input_shape: Shape = (256, 256, 1),
-    conv: Any = None,
+    conv: Conv | None = None,
 ) -> Graph:
     """U-Net (Ronneberger et al. 2015), padded and batch normalized: a class a pixel.
 
@@ -95,7 +95,7 @@ def unet(
     return reading_images(series(stem, core, head), input_shape)
 
 
-def _twice(features: int, conv: Any) -> list[Any]:
+def _twice(features: int, conv: Conv | None) -> list[Layer]:
     layers = functools.partial(conv_bn, features, 3, conv=conv)
     return [*layers(), nn.relu, *layers()]
 
