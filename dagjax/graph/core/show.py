@@ -20,7 +20,7 @@ _WIDTH = 64  # of the last column
 _MANY = 40  # arcs above which repeats are folded
 
 
-def show(net: Graph | Network, *xs: Any, fold: bool | None = None) -> None:
+def show(net: Graph | Network, *xs: PyTree, fold: bool | None = None) -> None:
     """Print a network as a table, one line an arc, grouped by level and node.
 
     Args:
@@ -74,7 +74,7 @@ def _number(n: int) -> str:
     return f"{n:,}" if n < 10**15 else f"about 10^{len(str(n)) - 1}"
 
 
-def _with_shapes(net: Graph | Network, xs: tuple[Any, ...]) -> Graph | Network:
+def _with_shapes(net: Graph | Network, xs: tuple[PyTree, ...]) -> Graph | Network:
     """Initialize abstractly, so that nothing of the network's size is computed."""
     if not isinstance(net, Graph):
         return as_dag(net)
