@@ -7,6 +7,7 @@ they enter compiled functions as arguments and never cause a new compilation.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -14,6 +14,7 @@ from dagjax.graph.parts.counts import count_paths
 from dagjax.graph.rewrite import folding
 from dagjax.graph.tracing.as_dag import as_dag, graph_of
 from dagjax.text import aligned
+from dagjax.types import PyTree
 
 _HEAD = ("level", "node", "shape", "arc", "from", "parameters", "function")
 _WIDTH = 64  # of the last column
