@@ -21,9 +21,7 @@ from jax.extend import core
 from dagjax.jaxprs.interpret import Interpreter, bind
 from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.program import Atom, Equation, Program, called, program_of
-from dagjax.jaxprs.versions import closed_jaxpr
-from dagjax.jaxprs.program import called
-from dagjax.jaxprs.versions import Eqn, Jaxpr
+from dagjax.jaxprs.versions import Eqn, closed_jaxpr
 from dagjax.types import PyTree
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
