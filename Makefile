@@ -16,8 +16,11 @@ comma := ,
 QUICK := tests/jaxprs tests/graph/tracing tests/compaction/test_compact.py \
   tests/experiments/test_seeds.py
 
+# Random programs: make fuzz SEEDS=500:600.
+SEEDS ?= 0:500
+
 .PHONY: lottery test test-newest test-newest-quick lint types imports pytest notebooks \
-  quick clean
+  quick soak fuzz clean
 lottery: $(RUN)
 	$(BIN)/dagjax lottery $(ARGS)
 
@@ -45,6 +48,11 @@ pytest: $(DEV)
 
 quick: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(QUICK)
+
+soak: fuzz
+
+fuzz: $(DEV)
+	DAGJAX_FUZZ_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
 
 notebooks: $(DEV)
 	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
