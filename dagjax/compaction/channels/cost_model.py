@@ -43,6 +43,11 @@ class Terms:
         """`[terms]` when the classes `gone` are cut out."""
         return self.coefficients * self.kept(gone)[self.dims].prod(1)
 
+    def whole(self) -> Array:
+        """`[terms]` when nothing is cut out."""
+        sizes = np.array([*map(len, self.axes), 1], float)
+        return self.coefficients * sizes[self.dims].prod(1)
+
     def saved_by(self, closure: Any, gone: Array) -> Array:
         """`[units]`: what each unit saves when it alone is cut out besides.
 

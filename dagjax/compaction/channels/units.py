@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,12 +11,12 @@ import jax
 import numpy as np
 
 from dagjax.compaction.channels import cost_model
+from dagjax.compaction.channels.arc_units import ARCS, ArcUnits, arc_units
 from dagjax.compaction.channels.closures import over_closures
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.grouping import (
     Extent,
     Group,
-    Member,
     groups_of,
     masks_without,
 )
@@ -33,8 +31,6 @@ from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError
 from dagjax.text import aligned
 
-ARCS = "arcs"  # the group whose units are whole branches
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units(Mapping[str, Group]):
@@ -46,10 +42,9 @@ class Units(Mapping[str, Group]):
         paths: The parameters.
         tree: Their structure.
         terms: Operations and parameters as functions of what is cut.
-        arcs: `{arc: indices of its parameters}` of arcs that can go.
+        arcs: The arcs that can go.
         extent: Where the units lie in the parameters.
         dense: What is dead without any mask.
-        arc_names: All arcs of the graph.
     """
 
     groups: dict[str, Group]
@@ -57,10 +52,9 @@ class Units(Mapping[str, Group]):
     paths: tuple[str, ...]
     tree: Any
     terms: tuple[cost_model.Terms, cost_model.Terms]
-    arcs: dict[str, tuple[int, ...]]
+    arcs: ArcUnits
     extent: Extent
     dense: Liveness
-    arc_names: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Group:
         if name not in self.groups:
@@ -91,7 +85,7 @@ class Units(Mapping[str, Group]):
         gone, arcs = self._gone(kept)
         inputs = self.source.body.invars[: len(self.paths)]
         masks = masks_without(self.source.channels, inputs, gone, self.dense)
-        for leaf in (leaf for arc in arcs for leaf in self.arcs[arc]):
+        for leaf in self.arcs.parameters(arcs):
             masks[leaf] = np.zeros_like(masks[leaf])
         return masks
 
@@ -126,18 +120,18 @@ class Units(Mapping[str, Group]):
         gone, arcs = self._gone(kept)
         gone = gone | self.dense.removed
         flops, params = self.terms
-        alive = np.array([arc not in arcs for arc in self._arcs_of_terms], bool)
-        whole = {leaf for arc in arcs for leaf in self.arcs[arc]}
+        alive = np.array([arc not in arcs for arc in self.arcs.of_terms], bool)
         return (
             float(flops.values(gone)[alive].sum()),
-            _without(params.values(gone), whole | self.dense.unread),
+            _without(
+                params.values(gone), self.arcs.parameters(arcs) | self.dense.unread
+            ),
         )
 
     @functools.cached_property
     def total(self) -> tuple[float, float]:
         """Operations and parameters of the whole network."""
-        nothing = np.zeros(self.source.channels.classes.count, bool)
-        flops, params = (float(of.values(nothing).sum()) for of in self.terms)
+        flops, params = (float(of.whole().sum()) for of in self.terms)
         return flops, params
 
     def _gone(self, kept: Mapping[str, Any]) -> tuple[Array, set[str]]:
@@ -156,31 +150,6 @@ class Units(Mapping[str, Group]):
             else:
                 gone[group.classes[leaves]] = True
         return classes.close(gone), arcs
-
-    @functools.cached_property
-    def _owners(self) -> dict[Any, set[int]]:
-        """`{value: places of the leaves that it is made of}`, if of nothing else."""
-        body, free = self.source.body, self.source.free
-        found: dict[Any, set[int]] = {v: {i} for i, v in enumerate(body.invars[:free])}
-        for step in body.equations:
-            if all(v in found for v in step.reads) and step.reads:
-                leaves = set().union(*(found[v] for v in step.reads))
-                found |= dict.fromkeys(step.eqn.outvars, leaves)
-        return found
-
-    @functools.cached_property
-    def _arc_of(self) -> dict[int, str]:
-        return {place: arc for arc, places in self.arcs.items() for place in places}
-
-    @functools.cached_property
-    def _arcs_of_terms(self) -> list[str | None]:
-        return [self._owner(step) for step in self.terms[0].steps]
-
-    def _owner(self, step: Any) -> str | None:
-        """The arc whose parameters a contraction reads."""
-        leaves = [i for v in step.reads for i in self._owners.get(v, ())]
-        arcs = {self._arc_of.get(i) for i in leaves if i < len(self.paths)}
-        return arcs.pop() if len(arcs) == 1 else None
 
     def __repr__(self) -> str:
         flops, params = self.total
@@ -236,12 +205,10 @@ def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
     paths, channels = tuple(named(numbered)), source.channels
     terms = cost_model.operations(channels), cost_model.parameters(channels, len(paths))
     groups, extent, dense = groups_of(source, paths, terms)
-    arcs = {} if graph is None else _arcs(graph, numbered)
-    names = frozenset(arc.name for arc in graph.arcs) if graph else frozenset()
-    whole = Units(groups, source, paths, tree, terms, arcs, extent, dense, names)
-    if not arcs:
-        return whole
-    return dataclasses.replace(whole, groups=groups | _arc_group(whole))
+    arcs = arc_units(graph, numbered, source, terms[0])
+    if arcs.leaves:
+        groups[ARCS] = arcs.group(paths, terms)
+    return Units(groups, source, paths, tree, terms, arcs, extent, dense)
 
 
 def _without(values: Array, leaves: Iterable[int]) -> float:
@@ -256,42 +223,6 @@ def _graph(net: Any) -> Graph | None:
         return graph_of(net)
     except TraceError:
         return None
-
-
-# --- whole arcs -----------------------------------------------------------------------
-
-
-def _arcs(graph: Graph, numbered: Any) -> dict[str, tuple[int, ...]]:
-    """`{arc: places of parameters that only it reads}`, of arcs that meet others."""
-    beside = Counter(arc.target for arc in graph.arcs)
-    read = {
-        arc.name: jax.tree.leaves(arc.fn.own(numbered, arc.params_name))
-        for arc in graph.arcs
-    }
-    readers = Counter(itertools.chain.from_iterable(read.values()))
-    found = {
-        arc.name: tuple(i for i in read[arc.name] if readers[i] == 1)
-        for arc in graph.arcs
-        if beside[arc.target] > 1 and arc.port is None
-    }
-    return {name: own for name, own in found.items() if own}
-
-
-def _arc_group(whole: Units) -> dict[str, Group]:
-    nothing = np.zeros(whole.source.channels.classes.count, bool)
-    flops, entries = (terms.values(nothing) for terms in whole.terms)
-    of_terms = np.array(whole._arcs_of_terms, object)
-    costs = [
-        (flops[of_terms == arc].sum(), entries[[*places]].sum())
-        for arc, places in whole.arcs.items()
-    ]
-    where = lambda: tuple(
-        Member(whole.paths[i], None, ())
-        for places in whole.arcs.values()
-        for i in places
-    )
-    names, (saved, own) = (*whole.arcs,), np.array(costs, float).T
-    return {ARCS: Group(ARCS, len(names), 0, saved, own, names, where)}
 
 
 # --- text -----------------------------------------------------------------------------

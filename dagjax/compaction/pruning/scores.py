@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dagjax.compaction.channels.arc_units import ARCS
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import leaves_like, named
-from dagjax.compaction.channels.units import ARCS, Units, units
+from dagjax.compaction.channels.units import Units, units
 
 REDUCTIONS = ("l1", "l2", "mean", "max")
 NORMALIZATIONS = ("none", "mean", "lamp")
@@ -104,15 +105,15 @@ def _are_of_arcs(scores: Any, known: Units) -> bool:
         not isinstance(v, Mapping | list | tuple) and np.ndim(v) == 0
         for v in scores.values()
     )
-    return numbers and bool({*scores} & {*known.arcs})
+    return numbers and bool({*scores} & {*known.arcs.leaves})
 
 
 def _of_arcs(scores: Mapping[str, Any], known: Units) -> Array:
     """Of arcs that can go; those without a score stay."""
-    if wrong := {*scores} - known.arc_names:
+    if wrong := {*scores} - known.arcs.names:
         raise CompactionError(
             f"no arc {', '.join(map(repr, sorted(wrong)))}; arcs that can go are "
-            f"{', '.join(known.arcs)}"
+            f"{', '.join(known.arcs.leaves)}"
         )
     return np.array([float(scores.get(a, np.inf)) for a in known[ARCS].classes])
 
