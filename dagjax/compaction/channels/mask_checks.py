@@ -29,10 +29,12 @@ def leaves_like(tree: Any, params: Any, what: str) -> list[Any]:
         whole = masks.tree_map(lambda x, _: x, tree, params, hole=_holes)
         leaves = jax.tree.structure(params).flatten_up_to(whole)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CompactionError(
-            f"{what} is a tree like net.params, which holds "
-            f"{_few([*named(params)])}; got {_form(tree)}"
-        ) from error
+        if (found := _by_name(tree, params)) is None:
+            raise CompactionError(
+                f"{what} is a tree like net.params, which holds "
+                f"{_few([*named(params)])}; got {_form(tree)}"
+            ) from error
+        leaves = found
     for leaf, (name, x) in zip(leaves, named(params).items(), strict=True):
         if isinstance(leaf, jax.core.Tracer) or isinstance(x, jax.core.Tracer):
             raise CompactionError(
@@ -41,6 +43,19 @@ def leaves_like(tree: Any, params: Any, what: str) -> list[Any]:
                 "result inside"
             )
     return leaves
+
+
+def _by_name(tree: Any, params: Any) -> list[Any] | None:
+    """The leaves of a tree of other containers (dict, FrozenDict, nnx.State), by path.
+
+    None where the paths are not the same.
+    """
+    rows = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    given, names = {path_of(path): leaf for path, leaf in rows}, [*named(params)]
+    holes = tuple(f"{path}/" for path, leaf in given.items() if leaf is None)
+    left = {*given} - {*names} - {path[:-1] for path in holes}
+    missing = [n for n in names if n not in given and not n.startswith(holes)]
+    return None if left or missing or not given else [given.get(n) for n in names]
 
 
 def named(params: Any) -> dict[str, Any]:

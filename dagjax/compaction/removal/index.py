@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
+from dagjax.graph.tracing.naming import path_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class Index:
             if not _is_hole(leaf) and np.shape(leaf) != shape
         ]
         if not wrong:
-            return self.tree.unflatten(change(leaves))
+            return _filled(part, self._paths, self.tree, change(leaves))
         if all(np.size(x) <= 1 for x in jax.tree.leaves(leaves)):
             return part  # a number for every parameter
         got, expected = wrong[0]
@@ -94,9 +96,15 @@ class Index:
         try:
             leaves = self.tree.flatten_up_to(tree)
         except (ValueError, TypeError, KeyError):
+            leaves = _by_path(tree, self._paths)
+        if leaves is None:
             return None
         arrays = [_is_hole(leaf) or hasattr(leaf, "shape") for leaf in leaves]
         return leaves if all(arrays) else None
+
+    @functools.cached_property
+    def _paths(self) -> list[str]:
+        return _paths(self.tree.unflatten(range(self.tree.num_leaves)))
 
     def _gathered(self, leaves: list[Any]) -> list[Any]:
         return [
@@ -109,6 +117,28 @@ class Index:
             leaf if _is_hole(leaf) else scatter(leaf, keep, shape, fill)
             for leaf, keep, shape in zip(leaves, self.keeps, self.shapes, strict=True)
         ]
+
+
+def _paths(tree: Any) -> list[str]:
+    return [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _by_path(tree: Any, paths: list[str]) -> list[Any] | None:
+    """The leaves of a tree of other containers, as `nnx.Optimizer` keeps moments in."""
+    if not any(set(path) - set("0123456789/") for path in paths):
+        return None  # numbers name nothing: a chain of states would look like a list
+    found = dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
+    return [found[path] for path in paths] if {*found} == {*paths} else None
+
+
+def _filled(part: Any, paths: list[str], tree: Any, leaves: list[Any]) -> Any:
+    """A tree like the parameters, or one of other containers, with other leaves."""
+    try:
+        tree.flatten_up_to(part)
+    except (ValueError, TypeError, KeyError):
+        by_path = dict(zip(paths, leaves, strict=True))
+        return jax.tree.structure(part).unflatten([by_path[p] for p in _paths(part)])
+    return tree.unflatten(leaves)
 
 
 def _check_passes(part: Any) -> None:

@@ -6,12 +6,15 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax import nnx
 
 from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.functions import Linen
+from dagjax.graph.tracing.naming import path_of
 from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
+from dagjax.jaxprs.messages import TraceError
 from dagjax.types import Key, PyTree
 
 
@@ -22,6 +25,7 @@ def from_linen(
     granularity: Granularity = "layers",
     train: bool = False,
     key: Key | None = None,
+    unroll: bool = False,
 ) -> DAG:
     """A Flax Linen module with its variables as a DAG.
 
@@ -32,6 +36,7 @@ def from_linen(
         granularity: As for `dagjax.trace`.
         train: Whether dropout draws and `dag.apply` returns updated statistics.
         key: For random layers in train mode; then the last input of the DAG.
+        unroll: As for `dagjax.trace`.
 
     Example:
         >>> import dagjax as dj, flax.linen as nn, jax, jax.numpy as jnp
@@ -49,7 +54,9 @@ def from_linen(
     fn = functools.partial(_apply_linen, Linen(module), train, key is not None)
     vars(fn)["__qualname__"] = type(module).__name__  # what messages call it
     keys = () if key is None else (key,)
-    return trace(fn, params, *inputs, *keys, granularity=granularity, state=held)
+    return trace(
+        fn, params, *inputs, *keys, granularity=granularity, state=held, unroll=unroll
+    )
 
 
 def _apply_linen(
@@ -59,16 +66,23 @@ def _apply_linen(
     return function.call(params, state, data, train, key)
 
 
-def from_nnx(model: Any, *inputs: Any, granularity: Granularity = "layers") -> DAG:
+def from_nnx(
+    model: Any,
+    *inputs: Any,
+    granularity: Granularity = "layers",
+    unroll: bool = False,
+) -> DAG:
     """A Flax NNX model as a DAG, in the mode it is in (`model.eval()` before).
 
     `dag.params` is `nnx.state(model, nnx.Param)`, so an `nnx.Optimizer` and
-    `nnx.update(model, dag.params)` fit; all other variables are `dag.state["user"]`.
+    `nnx.update(model, dag.params)` fit; all other variables are `dag.state["user"]`,
+    but for what the model sows (`nnx.Intermediate`), which is left out.
 
     Args:
         model: The model; it is not changed.
         *inputs: Arrays or shapes.
         granularity: As for `dagjax.trace`.
+        unroll: As for `dagjax.trace`.
 
     Example:
         >>> import dagjax as dj, jax.numpy as jnp
@@ -79,13 +93,30 @@ def from_nnx(model: Any, *inputs: Any, granularity: Granularity = "layers") -> D
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"a Flax NNX module was expected, got a {type(model).__name__}")
+    model = nnx.clone(model)
+    nnx.pop(model, nnx.Intermediate)  # what an earlier call has left there
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     fn = functools.partial(_apply_nnx, graphdef)
     vars(fn)["__qualname__"] = type(model).__name__  # what messages call it
-    return trace(fn, params, *inputs, granularity=granularity, state=rest)
+    return trace(
+        fn, params, *inputs, granularity=granularity, state=rest, unroll=unroll
+    )
 
 
 def _apply_nnx(graphdef: Any, params: Any, state: Any, *x: PyTree) -> tuple[Any, Any]:
+    """The model's value and state; what it sows is neither.
+
+    Raises:
+        TraceError: If the call makes variables that the model did not have.
+    """
     model = nnx.merge(graphdef, params, state)
     y = model(*x)
-    return y, nnx.split(model, nnx.Param, ...)[2]
+    nnx.pop(model, nnx.Intermediate)
+    new = nnx.split(model, nnx.Param, ...)[2]
+    paths = lambda tree: {p for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
+    if made := sorted(map(path_of, paths(new) - paths(state))):
+        raise TraceError(
+            f"the call makes new variables ({', '.join(made)}); make them before the "
+            "model is traced, as init_cache does"
+        )
+    return y, new
