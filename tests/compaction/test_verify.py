@@ -140,3 +140,16 @@ def test_a_key_for_each_example(granularity):
     keys = jax.random.split(jax.random.key(0), 5)
     dag = dj.trace(noisy, filled(SHAPES), normal(5, 3), keys, granularity=granularity)
     assert dj.compact(dag, mask).net.params["w"].shape == (3, 32)
+
+
+def test_a_norm_of_zeros_names_the_parameter():
+    def weight_normed(p, x):
+        v = p["v"] / jnp.linalg.norm(p["v"], axis=0)
+        return jnp.tanh(x @ p["w"]) @ v @ p["o"]
+
+    params = filled({"w": (3, 6), "v": (6, 5), "o": (5, 2)})
+    mask = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
+    mask["v"][:, 1] = mask["o"][1] = False
+    dag = dj.trace(weight_normed, params, normal(2, 3))
+    with pytest.raises(dj.CompactionError, match="a norm of zeros in v"):
+        dj.compact(dag, mask)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.compaction.channels.mask_checks import named
 from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.compaction.removal.compacted import Small
 from dagjax.compaction.removal.evaluate import CutEvaluation, take
 from dagjax.compaction.removal.index import Index
 from dagjax.compaction.removal.rounding import close, differing, runs_of, size
 from dagjax.jaxprs.interpret import evaluate
-from dagjax.jaxprs.program import program_of
+from dagjax.jaxprs.program import Equation, program_of
 
 
 def verify(
@@ -84,10 +85,15 @@ def _first(
         part = functools.partial(_kept, places=evaluator.kept(var))
         x, y = part(full[var]), left[var]
         if _is_finite(y) and not _is_finite(x):
+            steps = source.body.equations
+            outs = lambda e: [full[v] for v in e.eqn.outvars]
+            step = next(e for e in steps if not all(map(_is_finite, outs(e))))
+            names = _masked_before(source, step, [*named(small.params)], masked)
             return (
                 f"the masked network, with which the compacted one is compared, is "
-                f"not finite from {step.name}{step.where} on (a norm of zeros?); "
-                "verify=False returns the network as it is"
+                f"not finite from {step.name}{step.where} on: a norm of zeros in "
+                f"{', '.join(names) or 'an input'}? Keep an entry there, or add an "
+                "epsilon; verify=False returns the network as it is"
             )
         if not close(x, y, [*map(part, runs)]):
             return (
@@ -97,6 +103,23 @@ def _first(
                 "verify=False returns the network as it is"
             )
     return "the outputs of the compacted network differ from those of the masked one"
+
+
+def _masked_before(
+    source: TracedNetwork, step: Equation, names: list[str], masked: list[Any]
+) -> list[str]:
+    """The nearest parameters with zeros that an equation depends on."""
+    maker = {v: e for e in source.body.equations for v in e.eqn.outvars}
+    leaves = dict(
+        zip(source.body.invars, zip(names, masked, strict=False), strict=False)
+    )
+    zeros = lambda v: v in leaves and not np.asarray(leaves[v][1]).all()
+    waiting, seen = [*step.reads], {*step.reads}
+    while waiting and not any(map(zeros, waiting)):
+        read = [v for w in waiting if w in maker for v in maker[w].reads]
+        waiting = [v for v in dict.fromkeys(read) if v not in seen]
+        seen |= {*waiting}
+    return [leaves[v][0] for v in waiting if zeros(v)]
 
 
 def _kept(x: Any, places: Any) -> Any:
