@@ -10,13 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import jax
 from jax import lax
 
-from dagjax.jaxprs.primitives import primitive_of
-from dagjax.jaxprs.program import CALLS, Atom, Equation, Program, is_literal, part_of
-from dagjax.jaxprs.versions import Var, closed_jaxpr, jaxpr_as_fun, jaxprs_in_params
+from dagjax.jaxprs.primitives import primitive_of, primitives_with
+from dagjax.jaxprs.program import (
+    CALLS,
+    Atom,
+    Equation,
+    Program,
+    called,
+    is_literal,
+    part_of,
+    program_of,
+)
+from dagjax.jaxprs.versions import (
+    Var,
+    aligned,
+    closed_jaxpr,
+    jaxpr_as_fun,
+    jaxprs_in_params,
+    varying,
+)
 
 V = TypeVar("V")
+_CUSTOM = primitives_with(call="custom")
 Env = dict[Any, Any]
 
 
@@ -101,12 +119,13 @@ class Evaluation(Interpreter[Any]):
     def cond(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
         """The branch that the first operand chooses."""
         branches = [self._function(body) for body in equation.bodies]
+        values = aligned(values)
         return lax.switch(values[0], branches, *values[1:])
 
     def scan(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
         """The loop, its body evaluated by the same rules."""
         parts, body, p = scan_parts(equation), equation.bodies[0], equation.eqn.params
-        held, carry, xs = parts.of(values)
+        held, carry, xs = parts.of(aligned(values))
 
         def step(carry: Any, x: Any) -> Any:
             results = self.run(body, [*held, *carry, *x])
@@ -119,7 +138,7 @@ class Evaluation(Interpreter[Any]):
     def loop(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
         """The loop, its test and its body evaluated by the same rules."""
         test, body = equation.bodies
-        tests, held, carry = while_parts(equation, values)
+        tests, held, carry = while_parts(equation, aligned(values))
         going = lambda carry: self.run(test, [*tests, *carry])[0]
         step = lambda carry: self.run(body, [*held, *carry])
         return lax.while_loop(going, step, carry)
@@ -237,7 +256,7 @@ def bind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
     """The primitive of an equation on other values."""
     if primitive_of(eqn).kind in ("call", "control", "opaque") and _holds_jaxpr(eqn):
         return bind_whole(eqn, *values)
-    results = eqn.primitive.bind(*values, **{**eqn.params, **changes})
+    results = eqn.primitive.bind(*aligned(values), **{**eqn.params, **changes})
     return [*results] if eqn.primitive.multiple_results else [results]
 
 
@@ -247,10 +266,42 @@ def _holds_jaxpr(eqn: Any) -> bool:
 
 def bind_whole(eqn: Any, *values: Any) -> list[Any]:
     """An equation as it is, whatever functions its parameters hold."""
+    values = tuple(aligned(values))
+    if varying(values) and eqn.primitive.name in _CUSTOM:
+        eqn = _traced_here(eqn, values)
     pattern = next(iter(jaxprs_in_params(eqn.params)))
     fresh = [Var(v.aval) for v in eqn.invars]
     alone = part_of(pattern, [eqn.replace(invars=fresh)], fresh, [*eqn.outvars])
     return jaxpr_as_fun(closed_jaxpr(alone))(*values)
+
+
+def _traced_here(eqn: Any, values: Sequence[Any]) -> Any:
+    """A call with a rule of its own, traced for arrays that vary over a `shard_map`."""
+    body = program_of(closed_jaxpr(*called(eqn)))
+    run = lambda *xs: _Whole().run(body, xs)
+    return eqn.replace(
+        params={**eqn.params, "call_jaxpr": jax.make_jaxpr(run)(*values)}
+    )
+
+
+class _Whole(Evaluation):
+    """Evaluates a program as it is, calls with rules of their own among it."""
+
+    def call(self, equation: Equation, values: list[Any]) -> Sequence[Any]:
+        """A call with a rule of its own stays one."""
+        whole = equation.name in _CUSTOM
+        return (
+            bind_whole(equation.eqn, *values)
+            if whole
+            else super().call(equation, values)
+        )
+
+
+def run_closed(closed: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of a closed jaxpr, also in a `shard_map` that checks axes."""
+    if not varying(values):
+        return jaxpr_as_fun(closed)(*values)
+    return _Whole().run(program_of(closed), aligned(values))
 
 
 def evaluate(program: Program, args: Sequence[Any]) -> Env:

@@ -7,7 +7,7 @@ jaxprs, open ones and closed ones that hold their constants; jax 0.12 has one fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -123,6 +123,25 @@ def tracing_for(mesh: Any) -> Any:
         mesh: What `current_mesh` gave.
     """
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def aligned(values: Sequence[Any]) -> list[Any]:
+    """Operands that vary over the same axes of a `shard_map` that checks this.
+
+    A program that was traced outside does not say so itself, as `jax.numpy` does.
+    """
+    every = varying(values)
+    cast = lambda x, more: jax.lax.pcast(x, (*more,), to="varying")
+    rows = [(x, every - varying([x])) for x in values] if every else []
+    return [cast(x, more) if more else x for x, more in rows] if rows else [*values]
+
+
+def varying(values: Sequence[Any]) -> frozenset[str]:
+    """The axes of a `shard_map` that some of these arrays vary over, if it checks."""
+    if not getattr(current_mesh(), "manual_axes", ()):
+        return frozenset()
+    types = [getattr(jax.typeof(x), "manual_axis_type", None) for x in values]
+    return frozenset().union(*(t.varying for t in types if t is not None))
 
 
 @contextlib.contextmanager

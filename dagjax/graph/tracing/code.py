@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dagjax.jaxprs.interpret import run_closed
 from dagjax.jaxprs.messages import TraceError
-from dagjax.jaxprs.versions import jaxpr_as_fun, trace_state
+from dagjax.jaxprs.versions import trace_state
 from dagjax.types import PyTree
 
 Leaves = dict[str, list[PyTree]]
@@ -129,4 +130,4 @@ class Code(NamedTuple):
             slot.read(context.leaves.get(slot.tree, []), aval)
             for slot, aval in zip(self.slots, avals, strict=False)
         ]
-        return jaxpr_as_fun(self.closed)(*values, *given, *read, *self.held)
+        return run_closed(self.closed, [*values, *given, *read, *self.held])
