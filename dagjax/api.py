@@ -29,6 +29,7 @@ from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
 from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
 from dagjax.experiments.train import TrainConfig, Trained
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph
 from dagjax.report import drawing, figures
 
@@ -111,7 +112,7 @@ class Result:
 
 
 def lottery(
-    net: Any,
+    net: Network,
     data: Data | Sequence[Any],
     *,
     loss: Objective | None = None,
@@ -276,7 +277,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def describe_net(net: Any, model: Model) -> str:
+def describe_net(net: Network, model: Model) -> str:
     """The network in a line, with a number that changes when the network does."""
     text = "; ".join(map(repr, model.graph.arcs))
     name = net if isinstance(net, Graph) else type(net).__name__

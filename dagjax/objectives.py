@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-Objective = Callable[[Any, Any], Any]
+from dagjax.types import Array
+
+Objective = Callable[..., jax.Array]
 
 
-def cross_entropy(logits: Any, labels: Any) -> Any:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """`-log softmax(logits)[label]`, of classes `[B, C]` or of next tokens `[B, T, C]`.
 
     Example:
@@ -24,22 +26,22 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def squared_error(outputs: Any, targets: Any) -> Any:
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """`(y - t)^2`."""
     return jnp.square(outputs - targets)
 
 
-def accuracy(logits: Any, labels: Any) -> Any:
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the largest logit is the label's."""
     return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
 
 
-def negative_error(outputs: Any, targets: Any) -> Any:
+def negative_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """`-(y - t)^2`, so that higher is better."""
     return -squared_error(outputs, targets)
 
 
-def default_objectives(targets: Any) -> tuple[Objective, Objective]:
+def default_objectives(targets: Array) -> tuple[Objective, Objective]:
     """Loss and metric: integers and bools are classes or tokens, floats are regressed.
 
     Args:

@@ -19,13 +19,15 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from dagjax.types import Array, PyTree
+
 _FLAX_BOOKKEEPING = ("name", "parent")
 
 
 class Same:
     """An object compared by identity, kept alive so that its id is not reused."""
 
-    def __init__(self, value: Any):
+    def __init__(self, value: PyTree):
         self.value = value
 
     def __eq__(self, other: object) -> bool:
@@ -35,7 +37,7 @@ class Same:
         return id(self.value)
 
 
-def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
+def canonical(value: PyTree, _open: tuple[int, ...] = ()) -> Hashable:
     """A hashable stand-in that is equal for values that compute the same.
 
     Modules and dataclasses are taken field by field, functions by their code and what
@@ -89,7 +91,7 @@ def canonical(value: Any, _open: tuple[int, ...] = ()) -> Hashable:
     return _atom(value)
 
 
-def _raw(array: Any) -> np.ndarray:
+def _raw(array: Array) -> np.ndarray:
     if isinstance(array, jax.Array) and jnp.issubdtype(
         array.dtype, jax.dtypes.prng_key
     ):
@@ -97,7 +99,7 @@ def _raw(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+def _fields(value: PyTree) -> Iterator[tuple[str, Any]]:
     skip = _FLAX_BOOKKEEPING if isinstance(value, nn.Module) else ()
     for field in dataclasses.fields(value):
         if field.name not in skip and field.compare:
@@ -131,7 +133,7 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _atom(value: Any) -> Hashable:
+def _atom(value: PyTree) -> Hashable:
     try:
         hash(value)
     except TypeError:

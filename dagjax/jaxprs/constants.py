@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from dagjax.jaxprs.interpret import bind
 from dagjax.jaxprs.primitives import primitive_of
 from dagjax.jaxprs.program import Atom, Equation, is_literal
 from dagjax.jaxprs.versions import Var, evaluating
+from dagjax.types import Array
 
 _LARGEST = 1 << 16  # entries of a value that is computed
 _KINDS = ("elementwise", "structural")
@@ -24,7 +24,7 @@ class Constants:
         self._makers: dict[Var, Equation] = {}
         self._values: dict[Var, np.ndarray | None] = {}
 
-    def hold(self, var: Var, array: Any) -> None:
+    def hold(self, var: Var, array: Array) -> None:
         """An array that the program holds."""
         self._values[var] = np.asarray(array) if _is_small(var) else None
 

@@ -12,6 +12,8 @@ from jax.extend import core
 
 from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.program import Program
+from dagjax.jaxprs.versions import Jaxpr
+from dagjax.types import PyTree
 
 
 def fingerprint(program: Program) -> str:
@@ -72,7 +74,7 @@ def _atom(atom: Any, number: Any) -> str:
     return str(number(atom))
 
 
-def _text(value: Any) -> Iterator[str]:
+def _text(value: PyTree) -> Iterator[str]:
     """A parameter of a primitive, without addresses of objects."""
     if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
         yield _inner(getattr(value, "jaxpr", value), getattr(value, "consts", ()))
@@ -88,7 +90,7 @@ def _text(value: Any) -> Iterator[str]:
         yield str(value).split(" at 0x")[0]
 
 
-def _inner(jaxpr: Any, consts: Any) -> str:
+def _inner(jaxpr: Jaxpr, consts: PyTree) -> str:
     numbers: dict[Any, int] = {}
     number = lambda v: numbers.setdefault(v, len(numbers))
     for var in (*jaxpr.constvars, *jaxpr.invars):

@@ -10,6 +10,8 @@ from typing import Any
 import flax
 import jax
 
+from dagjax.jaxprs.versions import Eqn
+
 _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = (_OURS, *(str(Path(m.__file__ or "").parent) for m in (jax, flax)))
 _FLOW = (
@@ -55,7 +57,7 @@ def traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
     return closed, shapes
 
 
-def line_of(eqn: Any) -> str:
+def line_of(eqn: Eqn) -> str:
     """` at file:line (function)` of the user's code that made an equation."""
     found = eqn.source_info.traceback
     frames = found.frames if found is not None else ()

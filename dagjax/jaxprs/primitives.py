@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from dagjax.jaxprs.versions import Eqn
+from dagjax.types import PyTree
+
 if TYPE_CHECKING:
     from dagjax.jaxprs.program import Equation
 
@@ -272,7 +275,7 @@ PRIMITIVES: dict[str, Primitive] = {
 }
 
 
-def primitive_of(eqn: Any) -> Primitive:
+def primitive_of(eqn: Eqn) -> Primitive:
     """The entry of an equation's primitive."""
     return Primitive.of(eqn.primitive.name)
 
@@ -295,7 +298,7 @@ CALLS = primitives_with(call="custom") | primitives_with(
 )  # they keep a meaning of their own
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: PyTree) -> bool:
     """Whether an array, or what stands for one, is a typed random key."""
     dtype = getattr(x, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from dagjax.jaxprs.messages import line_of
 from dagjax.jaxprs.primitives import primitives_with
@@ -147,7 +147,7 @@ class _Builder:
         return self.enter(inner, names, (*inside, *more))
 
 
-def is_literal(atom: Atom) -> bool:
+def is_literal(atom: object) -> TypeGuard[Literal]:
     """Whether an operand is a number written into the program."""
     return isinstance(atom, Literal)
 

@@ -12,6 +12,7 @@ from jax import lax
 from dagjax.jaxprs.interpret import Env, Evaluation, bind_whole, scan_parts
 from dagjax.jaxprs.program import Equation, program_of
 from dagjax.jaxprs.versions import shape_of
+from dagjax.types import Array
 
 
 def unrolled(closed: Any) -> Any:
@@ -47,7 +48,7 @@ class _Unrolling(Evaluation):
                 self.rows[id(results[0])] = results[0], rows
         return results
 
-    def row(self, leaf: Any, i: int) -> Any:
+    def row(self, leaf: Array, i: int) -> Any:
         """What a pass reads of what is scanned."""
         if id(leaf) in self.rows:
             return self.rows[id(leaf)][1][i]

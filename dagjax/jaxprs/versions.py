@@ -15,7 +15,6 @@ import jax.core
 import numpy as np
 from jax.extend import core
 from jax.extend.core import Jaxpr as Jaxpr
-from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
 from jax.extend.core import jaxprs_in_params as jaxprs_in_params
@@ -42,6 +41,14 @@ if TYPE_CHECKING:  # that an abstract value has a shape is said nowhere in jax
 
         def __init__(self, aval: Any): ...
 
+    class Literal:
+        """A constant among the operands."""
+
+        aval: Any
+        val: Any
+
+        def __init__(self, val: Any, aval: Any): ...
+
     class Eqn:
         """One equation: a primitive with its operands, results and parameters."""
 
@@ -56,7 +63,8 @@ if TYPE_CHECKING:  # that an abstract value has a shape is said nowhere in jax
         def replace(self, **changes: object) -> Eqn: ...  # noqa: D102
 
 else:
-    Aval, Var, Eqn = jax.core.ShapedArray, core.Var, core.JaxprEqn
+    Aval, Eqn = jax.core.ShapedArray, core.JaxprEqn
+    Var, Literal = core.Var, core.Literal
 
 Atom: TypeAlias = Var | Literal
 

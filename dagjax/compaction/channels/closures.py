@@ -35,7 +35,7 @@ def closures(classes: Classes, chosen: Array) -> Any:
         reach = more
 
 
-def over_closures(closure: Any, values: Array, join: Any = np.add) -> Array:
+def over_closures(closure: Any, values: Array, join: np.ufunc = np.add) -> Array:
     """`[chosen]`: what the classes that go together have, summed or the largest.
 
     Args:

@@ -6,6 +6,7 @@ couple with the result's, its input features are contracted, as in any other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dagjax.compaction.channels.wires import (
@@ -20,14 +21,17 @@ from dagjax.compaction.channels.wires import (
     rule,
     shape_of,
 )
+from dagjax.jaxprs.versions import Eqn
 
 
 @rule("dot_general", "dimension_numbers out_sharding precision preferred_element_type")
-def _dot(eqn: Any) -> Wiring:
+def _dot(eqn: Eqn) -> Wiring:
     return _product(eqn, *eqn.params["dimension_numbers"])
 
 
-def _product(eqn: Any, contracted: Any, batches: Any) -> Wiring:
+def _product(
+    eqn: Eqn, contracted: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]
+) -> Wiring:
     (lhs, rhs), (lhs_batch, rhs_batch) = contracted, batches
     batch = [Same(((0, i), (1, j))) for i, j in zip(lhs_batch, rhs_batch, strict=True)]
     free = [
@@ -45,7 +49,7 @@ def _product(eqn: Any, contracted: Any, batches: Any) -> Wiring:
     """group_offset out_sharding precision preferred_element_type
     ragged_dot_dimension_numbers""",
 )
-def _ragged(eqn: Any) -> Wiring:
+def _ragged(eqn: Eqn) -> Wiring:
     """Rows of the left side meet the matrix of their group; groups cannot be cut."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     plain, ragged = numbers.dot_dimension_numbers, numbers.lhs_ragged_dimensions
@@ -71,7 +75,7 @@ def _ragged(eqn: Any) -> Wiring:
     """batch_group_count dimension_numbers feature_group_count lhs_dilation out_sharding
     padding precision preferred_element_type rhs_dilation window_strides""",
 )
-def _conv(eqn: Any) -> Wiring:
+def _conv(eqn: Eqn) -> Wiring:
     if eqn.params["batch_group_count"] > 1:
         return pinned(eqn)
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
@@ -88,7 +92,7 @@ def _conv(eqn: Any) -> Wiring:
     return Wiring((tuple(wires),), pinned=positions, equal=equal, products=products)
 
 
-def _groups(eqn: Any, groups: int, feature: int, out: int, into: int) -> Any:
+def _groups(eqn: Eqn, groups: int, feature: int, out: int, into: int) -> Any:
     """Features in are `groups x I`, features out `groups x J`."""
     wide, many = shape_of(eqn, 1)[into], shape_of(eqn, 1)[out] // groups
     lhs, rhs, inner = Ref("in", 0, feature), Ref("in", 1, out), Ref("in", 1, into)

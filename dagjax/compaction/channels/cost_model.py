@@ -14,6 +14,7 @@ from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
 from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.program import Equation, Program
+from dagjax.types import PyTree
 
 CONTRACTIONS = primitives_with(kind="contraction")
 
@@ -32,7 +33,7 @@ class Terms:
     coefficients: Array
     dims: Array
     axes: list[Array]
-    steps: list[Any]
+    steps: list[PyTree]
 
     def kept(self, gone: Array) -> Array:
         """`[axes]`: how many indices are left, and a 1 for the factor -1."""
@@ -92,7 +93,9 @@ class _Collector:
         self.axes: list[Array] = []
         self.rows: list[tuple[float, list[int], Any]] = []
 
-    def add(self, coefficient: float, ends: list[tuple[Any, int]], step: Any) -> None:
+    def add(
+        self, coefficient: float, ends: list[tuple[Any, int]], step: Equation | None
+    ) -> None:
         """One product: `coefficient` times the lengths of some axes of values."""
         dims = []
         for var, axis in ends:

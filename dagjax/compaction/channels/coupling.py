@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from dagjax.compaction.channels.wiring import wiring
 from dagjax.jaxprs.constants import Constants
 from dagjax.jaxprs.interpret import Abstract
 from dagjax.jaxprs.program import Equation, Program, is_literal
+from dagjax.jaxprs.versions import Atom, Var
 
 Axes = tuple[Array, ...]  # labels, axis by axis
 # Whose pinned outputs are positions, of which nobody asks why.
@@ -92,12 +93,12 @@ class Channels(Abstract[Axes]):
     def _nearest(self) -> Array:
         return self.labels.nearest(self.classes.of == self.classes.pinned)
 
-    def classes_at(self, var: Any) -> tuple[Array, ...]:
+    def classes_at(self, var: Atom) -> tuple[Array, ...]:
         """The classes of the indices of a value's axes."""
         of = self.classes.of
         return tuple(of[labels] for labels in self.at[var])
 
-    def kept(self, removed: Array) -> Callable[[Any], tuple[Array | None, ...]]:
+    def kept(self, removed: Array) -> Callable[[Atom], tuple[Array | None, ...]]:
         """Of removed classes: `value -> kept indices of each axis`, None for all.
 
         Args:
@@ -106,7 +107,7 @@ class Channels(Abstract[Axes]):
         of = self.classes.of
 
         @functools.cache
-        def places(var: Any) -> tuple[Array | None, ...]:
+        def places(var: Atom) -> tuple[Array | None, ...]:
             gone = (removed[of[labels]] for labels in self.at[var])
             return tuple(np.flatnonzero(~g) if g.any() else None for g in gone)
 
@@ -124,7 +125,7 @@ class Channels(Abstract[Axes]):
         """Whether none of these can be removed."""
         return bool((self.classes.of[labels] == self.classes.pinned).all())
 
-    def removed(self, keeps: dict[Any, tuple[Array | None, ...]]) -> Array:
+    def removed(self, keeps: Mapping[Var, tuple[Array | None, ...]]) -> Array:
         """`[classes]`: what is gone if of some values these indices are kept.
 
         Args:
@@ -149,16 +150,16 @@ class Channels(Abstract[Axes]):
 
     # --- what the driver asks --------------------------------------------------------
 
-    def literal(self, atom: Any) -> Axes:
+    def literal(self, atom: Atom) -> Axes:
         """A number has no axes."""
         return ()
 
-    def constant(self, var: Any, array: Any) -> Axes:
+    def constant(self, var: Var, array: Array) -> Axes:
         """Labels of its own."""
         self._values.hold(var, array)
         return self._fresh(var)
 
-    def visit(self, equation: Equation, env: Any) -> Sequence[Axes]:
+    def visit(self, equation: Equation, env: dict[Var, Axes]) -> Sequence[Axes]:
         """The labels of results, with what is made of parameters alone noted."""
         reads = equation.reads
         if reads and self._of_parameters.issuperset(reads):
@@ -211,7 +212,7 @@ class Channels(Abstract[Axes]):
 
     # --- one equation ----------------------------------------------------------------
 
-    def _fresh(self, var: Any) -> Axes:
+    def _fresh(self, var: Atom) -> Axes:
         return tuple(self.labels.fresh(n) for n in var.aval.shape)
 
     def _pin(self, axes: Sequence[Array], reason: Reason) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dagjax.compaction.channels.coupling import Channels, Reason
 from dagjax.compaction.channels.units import Units, units
+from dagjax.graph.core.network import Network
+from dagjax.jaxprs.versions import Atom
 from dagjax.text import aligned
 
 _LARGEST = 10  # pins that the summary shows
@@ -99,7 +101,7 @@ class Explanation:
         return aligned(rows, left=(0, 3))
 
 
-def explain(net: Any) -> Explanation:
+def explain(net: Network) -> Explanation:
     """Which axes of the parameters can be cut, and why the others cannot.
 
     Args:
@@ -136,7 +138,7 @@ def explain(net: Any) -> Explanation:
 
 
 def _axes(
-    path: str, var: Any, names: Mapping[int, str], channels: Channels
+    path: str, var: Atom, names: Mapping[int, str], channels: Channels
 ) -> list[Axis]:
     """Each axis of a parameter."""
     axes = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array, Classes
 from dagjax.compaction.channels.traced_network import TracedNetwork
 from dagjax.compaction.removal.liveness import Liveness, dead_of_masks
+from dagjax.jaxprs.versions import Var
 
 _USUAL = ("kernel", "bias", "scale", "embedding", "weight", "w", "b")  # of a layer
 
@@ -153,7 +154,11 @@ def groups_of(
 
 
 def _removed_alone(
-    channels: Channels, inputs: Any, chosen: Array, kind: Array, dense: Liveness
+    channels: Channels,
+    inputs: Sequence[Var],
+    chosen: Array,
+    kind: Array,
+    dense: Liveness,
 ) -> Array:
     """`[chosen]`: whether a class is removed when its parameters are masked.
 
@@ -181,7 +186,7 @@ def _number_in_kind(kind: Array) -> Array:
 
 
 def masks_without(
-    channels: Channels, inputs: Sequence[Any], gone: Array, dense: Liveness
+    channels: Channels, inputs: Sequence[Var], gone: Array, dense: Liveness
 ) -> list[Array]:
     """For each parameter the mask that switches some classes off.
 
@@ -242,7 +247,7 @@ def _name(ends: list[tuple[str, int]]) -> tuple[str, int]:
     return (layer if layer and last in _USUAL else path), axis
 
 
-def _unique(named: tuple[str, int], taken: Any) -> str:
+def _unique(named: tuple[str, int], taken: Collection[str]) -> str:
     """A name that no group has: with its axis, then with a number."""
     name, axis = named
     tries = itertools.chain(

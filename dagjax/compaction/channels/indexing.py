@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from dagjax.compaction.channels.wires import (
@@ -19,19 +17,20 @@ from dagjax.compaction.channels.wires import (
     rule_with_values,
     shape_of,
 )
+from dagjax.jaxprs.versions import Eqn
 
 _CLIPPED = ("CLIP", "PROMISE_IN_BOUNDS")  # a whole axis then starts at 0
 
 
 @rule("dynamic_slice", "slice_sizes")
-def _dynamic_slice(eqn: Any) -> Wiring:
+def _dynamic_slice(eqn: Eqn) -> Wiring:
     sizes = zip(eqn.params["slice_sizes"], shape_of(eqn), strict=True)
     wires, pinned = passing([k == n for k, n in sizes])
     return Wiring((wires,), pinned=pinned)
 
 
 @rule("dynamic_update_slice")
-def _dynamic_update(eqn: Any) -> Wiring:
+def _dynamic_update(eqn: Eqn) -> Wiring:
     pairs = zip(shape_of(eqn), shape_of(eqn, 1), strict=True)
     full = [n == k for n, k in pairs]
     wires = [Same(((0, a), (1, a))) if f else PINNED for a, f in enumerate(full)]
@@ -43,7 +42,7 @@ def _dynamic_update(eqn: Any) -> Wiring:
     "gather",
     "dimension_numbers fill_value indices_are_sorted mode slice_sizes unique_indices",
 )
-def _gather(eqn: Any, values: Values) -> Wiring:
+def _gather(eqn: Eqn, values: Values) -> Wiring:
     """Axes that are taken whole, axes of the indices, and picks known beforehand."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     if (picked := _picks(eqn, values)) is not None:
@@ -76,7 +75,7 @@ def _gather(eqn: Any, values: Values) -> Wiring:
     return Wiring((tuple(wires),), pinned=(*held, (1, indices)))
 
 
-def _picks(eqn: Any, values: Values) -> Wiring | None:
+def _picks(eqn: Eqn, values: Values) -> Wiring | None:
     """Of `x[..., constants, ...]`: one axis in another order, or a part of it."""
     numbers, shape = eqn.params["dimension_numbers"], shape_of(eqn)
     axes, sizes = tuple(numbers.start_index_map), eqn.params["slice_sizes"]
@@ -105,7 +104,7 @@ def _picks(eqn: Any, values: Values) -> Wiring | None:
     """dimension_numbers indices_are_sorted mode unique_indices update_consts
     update_jaxpr""",
 )
-def _scatter(eqn: Any) -> Wiring:
+def _scatter(eqn: Eqn) -> Wiring:
     """Windows that cover an axis of the operand: the same there and in the updates."""
     numbers, shape = eqn.params["dimension_numbers"], shape_of(eqn)
     dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)

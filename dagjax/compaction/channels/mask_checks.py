@@ -12,9 +12,10 @@ from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.graph.core.network import Network
 from dagjax.graph.tracing.naming import path_of
 from dagjax.sparsity import masks
+from dagjax.types import Params, PyTree
 
 
-def leaves_like(tree: Any, params: Any, what: str) -> list[Any]:
+def leaves_like(tree: PyTree, params: Params, what: str) -> list[PyTree]:
     """The leaves of a tree for each of the parameters, None where it has None.
 
     Args:
@@ -60,7 +61,7 @@ def _by_name(tree: Any, params: Any) -> list[Any] | None:
 
 def named(params: Any) -> dict[str, Any]:
     """`{path: leaf}`; a path that another leaf has gets a number."""
-    found: dict[str, Any] = {}
+    found: dict[str, PyTree] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, number = path_of(path), 2
         while name in found:
@@ -69,7 +70,7 @@ def named(params: Any) -> dict[str, Any]:
     return found
 
 
-def network(net: Any) -> Any:
+def network(net: Network) -> Network:
     """The network.
 
     Raises:
@@ -80,7 +81,7 @@ def network(net: Any) -> Any:
     return net
 
 
-def no_network(net: Any) -> CompactionError:
+def no_network(net: Network) -> CompactionError:
     """What is said of anything else."""
     return CompactionError(
         f"a network was expected, got {type(net).__name__}: give a DAG (dj.init, "
@@ -88,11 +89,11 @@ def no_network(net: Any) -> CompactionError:
     )
 
 
-def _holes(tree: Any) -> Any:
+def _holes(tree: PyTree) -> Any:
     return jax.tree.map(lambda _: None, tree)
 
 
-def _form(tree: Any) -> str:
+def _form(tree: PyTree) -> str:
     """What a tree holds, in few words."""
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     if not paths or not paths[0][0]:

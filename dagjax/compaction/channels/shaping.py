@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -23,15 +22,16 @@ from dagjax.compaction.channels.wires import (
     rule,
     shape_of,
 )
+from dagjax.jaxprs.versions import Eqn
 
 
 @rule("bitcast_convert_type", "new_dtype")
-def _bitcast(eqn: Any) -> Wiring:
+def _bitcast(eqn: Eqn) -> Wiring:
     return elementwise(eqn) if shape_of(eqn) == out_shape(eqn) else pinned(eqn)
 
 
 @rule("optimization_barrier")
-def _barrier(eqn: Any) -> Wiring:
+def _barrier(eqn: Eqn) -> Wiring:
     return Wiring(
         tuple(
             tuple(Same(((i, d),)) for d in range(len(v.aval.shape)))
@@ -41,7 +41,7 @@ def _barrier(eqn: Any) -> Wiring:
 
 
 @rule("reshape", "dimensions new_sizes sharding")
-def _reshape(eqn: Any) -> Wiring:
+def _reshape(eqn: Eqn) -> Wiring:
     """Both shapes in the shortest runs of axes with equal products; ones are free."""
     if eqn.params["dimensions"] is not None:  # the axes are transposed before
         return pinned(eqn)
@@ -84,19 +84,19 @@ def _runs(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list, list]]
 
 
 @rule("transpose", "permutation")
-def _transpose(eqn: Any) -> Wiring:
+def _transpose(eqn: Eqn) -> Wiring:
     return Wiring((tuple(Same(((0, a),)) for a in eqn.params["permutation"]),))
 
 
 @rule("squeeze", "dimensions")
-def _squeeze(eqn: Any) -> Wiring:
+def _squeeze(eqn: Eqn) -> Wiring:
     gone = eqn.params["dimensions"]
     kept = [a for a in range(len(shape_of(eqn))) if a not in gone]
     return Wiring((tuple(Same(((0, a),)) for a in kept),))
 
 
 @rule("rev", "dimensions")
-def _rev(eqn: Any) -> Wiring:
+def _rev(eqn: Eqn) -> Wiring:
     back, turned = slice(None, None, -1), eqn.params["dimensions"]
     wires = [
         Joined(((0, a, back),)) if a in turned else Same(((0, a),))
@@ -106,7 +106,7 @@ def _rev(eqn: Any) -> Wiring:
 
 
 @rule("broadcast_in_dim", "broadcast_dimensions shape sharding")
-def _broadcast(eqn: Any) -> Wiring:
+def _broadcast(eqn: Eqn) -> Wiring:
     wires: list[Wire] = [NEW] * len(out_shape(eqn))
     for a, d in enumerate(eqn.params["broadcast_dimensions"]):
         if shape_of(eqn)[a] == out_shape(eqn)[d]:
@@ -115,12 +115,12 @@ def _broadcast(eqn: Any) -> Wiring:
 
 
 @rule("iota", "dimension dtype shape sharding")
-def _iota(eqn: Any) -> Wiring:
+def _iota(eqn: Eqn) -> Wiring:
     return Wiring(((NEW,) * len(out_shape(eqn)),))
 
 
 @rule("concatenate", "dimension")
-def _concatenate(eqn: Any) -> Wiring:
+def _concatenate(eqn: Eqn) -> Wiring:
     count, along = len(eqn.invars), eqn.params["dimension"]
     joined = Joined(tuple((i, along, slice(None)) for i in range(count)))
     wires = [
@@ -131,7 +131,7 @@ def _concatenate(eqn: Any) -> Wiring:
 
 
 @rule("stack", "axis")
-def _stack(eqn: Any) -> Wiring:
+def _stack(eqn: Eqn) -> Wiring:
     along, count = eqn.params["axis"] % len(out_shape(eqn)), len(eqn.invars)
     rest = [
         Same(tuple((i, d) for i in range(count))) for d in range(len(shape_of(eqn)))
@@ -140,14 +140,14 @@ def _stack(eqn: Any) -> Wiring:
 
 
 @rule("unstack", "axis")
-def _unstack(eqn: Any) -> Wiring:
+def _unstack(eqn: Eqn) -> Wiring:
     along = eqn.params["axis"] % len(shape_of(eqn))
     rest = [Same(((0, d),)) for d in range(len(shape_of(eqn))) if d != along]
     return Wiring((tuple(rest),) * len(eqn.outvars), pinned=((0, along),))
 
 
 @rule("tile", "reps")
-def _tile(eqn: Any) -> Wiring:
+def _tile(eqn: Eqn) -> Wiring:
     wires = [
         Same(((0, d),)) if reps == 1 else Joined(((0, d, slice(None)),) * reps)
         for d, reps in enumerate(eqn.params["reps"])
@@ -156,7 +156,7 @@ def _tile(eqn: Any) -> Wiring:
 
 
 @rule("slice", "limit_indices start_indices strides")
-def _slice(eqn: Any) -> Wiring:
+def _slice(eqn: Eqn) -> Wiring:
     p = eqn.params
     steps = p["strides"] or (1,) * len(p["start_indices"])
     cuts = zip(p["start_indices"], p["limit_indices"], steps, strict=True)
@@ -165,7 +165,7 @@ def _slice(eqn: Any) -> Wiring:
 
 
 @rule("split", "axis sizes")
-def _split(eqn: Any) -> Wiring:
+def _split(eqn: Eqn) -> Wiring:
     along, ends = eqn.params["axis"], np.cumsum([0, *map(int, eqn.params["sizes"])])
     rest = [Same(((0, a),)) for a in range(len(shape_of(eqn)))]
     outputs = []
@@ -177,7 +177,7 @@ def _split(eqn: Any) -> Wiring:
 
 
 @rule("pad", "padding_config")
-def _pad(eqn: Any) -> Wiring:
+def _pad(eqn: Eqn) -> Wiring:
     wires: list[Wire] = []
     pinned = []
     for a, (low, high, between) in enumerate(eqn.params["padding_config"]):
@@ -192,7 +192,7 @@ def _pad(eqn: Any) -> Wiring:
 
 
 @rule("reduce_sum reduce_max reduce_min", "axes out_sharding")
-def _reduce(eqn: Any) -> Wiring:
+def _reduce(eqn: Eqn) -> Wiring:
     axes = eqn.params["axes"]
     wires = [Same(((0, a),)) for a in range(len(shape_of(eqn))) if a not in axes]
     return Wiring((tuple(wires),), reduced=tuple((0, a) for a in axes))
@@ -202,7 +202,7 @@ def _reduce(eqn: Any) -> Wiring:
     "reduce_prod reduce_and reduce_or reduce_xor argmax argmin",
     "axes index_dtype out_sharding",
 )
-def _mixed(eqn: Any) -> Wiring:
+def _mixed(eqn: Eqn) -> Wiring:
     plain = _reduce(eqn)
     return Wiring(plain.outputs, pinned=plain.reduced)
 
@@ -211,7 +211,7 @@ def _mixed(eqn: Any) -> Wiring:
     "cumsum cummax cummin cumprod cumlogsumexp sort top_k",
     "axis dimension is_stable k num_keys operand reverse",
 )
-def _along(eqn: Any) -> Wiring:
+def _along(eqn: Eqn) -> Wiring:
     """Operations along one axis of all operands: cumulative ones, sort, top_k."""
     p, ndim = eqn.params, len(shape_of(eqn))
     axis = p.get("axis", p.get("dimension", ndim - 1)) % ndim
@@ -228,7 +228,7 @@ def _along(eqn: Any) -> Wiring:
     "reduce_window_sum reduce_window_max reduce_window_min",
     "base_dilation padding window_dilation window_dimensions window_strides",
 )
-def _pool(eqn: Any) -> Wiring:
+def _pool(eqn: Eqn) -> Wiring:
     p = eqn.params
     names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
     settings = zip(*(p[name] for name in names), p["padding"], strict=True)
@@ -239,7 +239,7 @@ def _pool(eqn: Any) -> Wiring:
 
 
 @rule("fft", "fft_lengths fft_type")
-def _fft(eqn: Any) -> Wiring:
+def _fft(eqn: Eqn) -> Wiring:
     """The last axes are transformed, all others pass."""
     last = len(shape_of(eqn)) - len(eqn.params["fft_lengths"])
     wires, ends = passing([a < last for a in range(len(shape_of(eqn)))])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Hashable
 
 import jax
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.mask_checks import network
+from dagjax.graph.core.network import Network
 from dagjax.graph.tracing.naming import path_of
 from dagjax.jaxprs.program import Program, program_of
 from dagjax.jaxprs.versions import shape_of, trace_context
+from dagjax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +29,9 @@ class TracedNetwork:
     """
 
     body: Program
-    result: Any
+    result: PyTree
     free: int
-    inputs: tuple[Any, ...]
+    inputs: tuple[PyTree, ...]
 
     @functools.cached_property
     def channels(self) -> Channels:
@@ -50,7 +52,9 @@ class TracedNetwork:
         return self.channels if coupled else self._loose
 
 
-def traced_network_of(net: Any, inputs: tuple[Any, ...] | None = None) -> TracedNetwork:
+def traced_network_of(
+    net: Network, inputs: tuple[PyTree, ...] | None = None
+) -> TracedNetwork:
     """A network's program; traced once for networks of one structure.
 
     Args:
@@ -65,7 +69,9 @@ def traced_network_of(net: Any, inputs: tuple[Any, ...] | None = None) -> Traced
 
 
 @functools.lru_cache(maxsize=16)
-def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> TracedNetwork:
+def _traced(
+    context: Hashable, tree: PyTree, shapes: PyTree, form: PyTree, xs: PyTree
+) -> TracedNetwork:
     del context
     inputs = form.unflatten(xs)
     run = lambda leaves, xs: tree.unflatten(leaves)(*xs)
@@ -74,7 +80,7 @@ def _traced(context: Any, tree: Any, shapes: Any, form: Any, xs: Any) -> TracedN
     return TracedNetwork(body, jax.tree.structure(result), len(shapes), inputs)
 
 
-def example_of(net: Any) -> tuple[Any, ...]:
+def example_of(net: Network) -> tuple[PyTree, ...]:
     """Shapes of inputs that the network takes.
 
     Raises:
@@ -86,13 +92,13 @@ def example_of(net: Any) -> tuple[Any, ...]:
     return inputs
 
 
-def resized(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+def resized(inputs: tuple[PyTree, ...], batch: int) -> tuple[PyTree, ...]:
     """Shapes of inputs at another batch size, the first axis of the first of them."""
     old = batch_of(inputs)
     size = lambda x: x.update(shape=(batch, *x.shape[1:]))
     return jax.tree.map(lambda x: size(x) if x.shape[:1] == (old,) else x, inputs)
 
 
-def batch_of(inputs: tuple[Any, ...]) -> int | None:
+def batch_of(inputs: tuple[PyTree, ...]) -> int | None:
     """The batch size of inputs, None if none has an axis."""
     return next((x.shape[0] for x in jax.tree.leaves(inputs) if x.shape), None)

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -25,11 +28,15 @@ from dagjax.compaction.channels.mask_checks import named
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.consumption import needed
 from dagjax.compaction.removal.liveness import Liveness, dead_of_masks
+from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph
 from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError
+from dagjax.jaxprs.program import Equation
+from dagjax.jaxprs.versions import Atom
 from dagjax.text import aligned
+from dagjax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +57,7 @@ class Units(Mapping[str, Group]):
     groups: dict[str, Group]
     source: TracedNetwork
     paths: tuple[str, ...]
-    tree: Any
+    tree: PyTree
     terms: tuple[cost_model.Terms, cost_model.Terms]
     arcs: ArcUnits
     extent: Extent
@@ -61,7 +68,7 @@ class Units(Mapping[str, Group]):
             raise KeyError(f"no group {name!r}; there are {', '.join(self.groups)}")
         return self.groups[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self.groups)
 
     def __len__(self) -> int:
@@ -72,7 +79,7 @@ class Units(Mapping[str, Group]):
         """The groups of channels, without that of arcs."""
         return {name: g for name, g in self.groups.items() if name != ARCS}
 
-    def mask(self, kept: Mapping[str, Any]) -> Any:
+    def mask(self, kept: Mapping[str, Array]) -> PyTree:
         """The mask of the parameters that keeps these units.
 
         Args:
@@ -81,7 +88,7 @@ class Units(Mapping[str, Group]):
         masks = self._masks(kept)
         return self.tree.unflatten(map(jax.device_put, masks))  # compiles nothing
 
-    def _masks(self, kept: Mapping[str, Any]) -> list[Array]:
+    def _masks(self, kept: Mapping[str, Array]) -> list[Array]:
         gone, arcs = self._gone(kept)
         inputs = self.source.body.invars[: len(self.paths)]
         masks = masks_without(self.source.channels, inputs, gone, self.dense)
@@ -89,7 +96,7 @@ class Units(Mapping[str, Group]):
             masks[leaf] = np.zeros_like(masks[leaf])
         return masks
 
-    def of_units(self, values: Array, join: Any = np.add) -> dict[str, Array]:
+    def of_units(self, values: Array, join: np.ufunc = np.add) -> dict[str, Array]:
         """`{group: [units]}`: what belongs to a unit, summed or the largest.
 
         Args:
@@ -100,7 +107,7 @@ class Units(Mapping[str, Group]):
         each[self.extent.chosen] = over_closures(self.extent.closure, values, join)
         return {name: each[group.classes] for name, group in self.channels.items()}
 
-    def cost(self, kept: Mapping[str, Any]) -> tuple[float, float]:
+    def cost(self, kept: Mapping[str, Array]) -> tuple[float, float]:
         """Operations and parameters of the compacted network that keeps these units.
 
         What only served the units that go is found dead, and not counted either.
@@ -115,7 +122,7 @@ class Units(Mapping[str, Group]):
             _without(params.values(dead.removed), dead.unread),
         )
 
-    def estimate(self, kept: Mapping[str, Any]) -> tuple[float, float]:
+    def estimate(self, kept: Mapping[str, Array]) -> tuple[float, float]:
         """The same, quickly, without what only served the units that go."""
         gone, arcs = self._gone(kept)
         gone = gone | self.dense.removed
@@ -134,7 +141,7 @@ class Units(Mapping[str, Group]):
         flops, params = (float(of.whole().sum()) for of in self.terms)
         return flops, params
 
-    def _gone(self, kept: Mapping[str, Any]) -> tuple[Array, set[str]]:
+    def _gone(self, kept: Mapping[str, Array]) -> tuple[Array, set[str]]:
         classes = self.source.channels.classes
         gone, arcs = np.zeros(classes.count, bool), set()
         for name, stays in kept.items():
@@ -171,7 +178,7 @@ class Units(Mapping[str, Group]):
 
 
 @gc_paused()
-def units(net: Any) -> Units:
+def units(net: Network) -> Units:
     """All that can be removed of a network, found by following every axis.
 
     Units are the connected components of the channel DAG: indices that one-to-one arcs
@@ -199,7 +206,7 @@ def units(net: Any) -> Units:
 
 
 @functools.lru_cache(maxsize=16)
-def _units(source: TracedNetwork, tree: Any, graph: Graph | None) -> Units:
+def _units(source: TracedNetwork, tree: PyTree, graph: Graph | None) -> Units:
     """Values do not enter, so the units of a program are found once."""
     numbered = tree.unflatten(range(tree.num_leaves))
     paths, channels = tuple(named(numbered)), source.channels
@@ -217,7 +224,7 @@ def _without(values: Array, leaves: Iterable[int]) -> float:
     return float(values.sum() - values[gone].sum())
 
 
-def _graph(net: Any) -> Graph | None:
+def _graph(net: Network) -> Graph | None:
     """The arcs of a network; a cut one may have an output that no input changes."""
     try:
         return graph_of(net)

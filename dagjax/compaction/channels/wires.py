@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dagjax.jaxprs.versions import Atom, Eqn
+
 End = tuple[int, int]  # (operand, axis)
 
 
@@ -79,7 +81,7 @@ class Wiring:
     known: bool = True
 
 
-Values = Callable[[Any], "np.ndarray | None"]  # what a constant operand holds
+Values = Callable[[Atom], "np.ndarray | None"]  # what a constant operand holds
 
 
 class Rule(NamedTuple):
@@ -90,7 +92,7 @@ class Rule(NamedTuple):
         parameters: Those that the rule reads, or knows not to matter.
     """
 
-    wiring: Callable[[Any, Values], Wiring]
+    wiring: Callable[[Eqn, Values], Wiring]
     parameters: frozenset[str]
 
 
@@ -105,7 +107,7 @@ def rule(names: str, parameters: str = "") -> Callable[[Any], Any]:
         parameters: All parameters that these have and that the function has considered.
     """
 
-    def enter(fn: Callable[[Any], Wiring]) -> Callable[[Any], Wiring]:
+    def enter(fn: Callable[[Eqn], Wiring]) -> Callable[[Any], Wiring]:
         made = Rule(lambda eqn, values: fn(eqn), frozenset(parameters.split()))
         RULES.update(dict.fromkeys(names.split(), made))
         return fn
@@ -116,7 +118,7 @@ def rule(names: str, parameters: str = "") -> Callable[[Any], Any]:
 def rule_with_values(names: str, parameters: str = "") -> Callable[[Any], Any]:
     """As `rule`, of a function that looks at constant operands too."""
 
-    def enter(fn: Callable[[Any, Values], Wiring]) -> Callable[[Any, Values], Wiring]:
+    def enter(fn: Callable[[Eqn, Values], Wiring]) -> Callable[[Any, Values], Wiring]:
         made = Rule(fn, frozenset(parameters.split()))
         RULES.update(dict.fromkeys(names.split(), made))
         return fn
@@ -124,17 +126,17 @@ def rule_with_values(names: str, parameters: str = "") -> Callable[[Any], Any]:
     return enter
 
 
-def shape_of(eqn: Any, operand: int = 0) -> tuple[int, ...]:
+def shape_of(eqn: Eqn, operand: int = 0) -> tuple[int, ...]:
     """The shape of an operand."""
     return eqn.invars[operand].aval.shape
 
 
-def out_shape(eqn: Any) -> tuple[int, ...]:
+def out_shape(eqn: Eqn) -> tuple[int, ...]:
     """The shape of the first result."""
     return eqn.outvars[0].aval.shape
 
 
-def pinned(eqn: Any, known: bool = True) -> Wiring:
+def pinned(eqn: Eqn, known: bool = True) -> Wiring:
     """The wiring of an equation of which nothing can be cut.
 
     Args:
@@ -146,7 +148,7 @@ def pinned(eqn: Any, known: bool = True) -> Wiring:
     return Wiring(outputs, pinned=tuple(ends), known=known)
 
 
-def elementwise(eqn: Any) -> Wiring:
+def elementwise(eqn: Eqn) -> Wiring:
     """Axis by axis the same as in all operands that have it."""
     shape = out_shape(eqn)
     shapes = [(i, v.aval.shape) for i, v in enumerate(eqn.invars)]
@@ -163,5 +165,5 @@ def passing(whole: list[bool]) -> tuple[tuple[Wire, ...], tuple[End, ...]]:
     return wires, tuple((0, a) for a, w in enumerate(whole) if not w)
 
 
-def _rank(var: Any) -> int:
+def _rank(var: Atom) -> int:
     return len(getattr(var.aval, "shape", ()))

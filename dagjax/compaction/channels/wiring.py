@@ -9,7 +9,6 @@ axes are pinned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from dagjax.compaction.channels import contractions, indexing, shaping
 from dagjax.compaction.channels.wires import (
@@ -21,11 +20,12 @@ from dagjax.compaction.channels.wires import (
     pinned,
 )
 from dagjax.jaxprs.primitives import PRIMITIVES, Primitive, primitive_of
+from dagjax.jaxprs.versions import Eqn
 
 RULE_FILES = (contractions, indexing, shaping)  # imported to fill the table
 
 
-def wiring(eqn: Any, values: Values = lambda atom: None) -> Wiring:
+def wiring(eqn: Eqn, values: Values = lambda atom: None) -> Wiring:
     """The wiring of an equation; one without a rule has all its axes pinned.
 
     Args:
@@ -43,7 +43,7 @@ def wiring(eqn: Any, values: Values = lambda atom: None) -> Wiring:
 
 def register_primitive(
     primitive: Primitive,
-    wires: Callable[[Any], Wiring] | None = None,
+    wires: Callable[[Eqn], Wiring] | None = None,
     parameters: str = "",
 ) -> None:
     """Say what is true of a primitive of your own, and how its axes are wired.

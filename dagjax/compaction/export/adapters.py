@@ -13,9 +13,11 @@ from dagjax.compaction.channels.mask_checks import named, network
 from dagjax.compaction.channels.traced_network import example_of, traced_network_of
 from dagjax.compaction.removal.rounding import differing, runs_of
 from dagjax.compaction.removal.verify import random_inputs
+from dagjax.graph.core.network import Network
+from dagjax.types import Params, PyTree
 
 
-def as_function(net: Any) -> tuple[Callable[..., Any], Any]:
+def as_function(net: Network) -> tuple[Callable[..., Any], Any]:
     """A network as a pure function `apply(params, *inputs)` and its parameters.
 
     `apply` is a pytree that holds what is not trained: pass it into compiled functions
@@ -35,14 +37,14 @@ def as_function(net: Any) -> tuple[Callable[..., Any], Any]:
     return jax.tree_util.Partial(_apply, net.replace(params=None)), params
 
 
-def _apply(net: Any, params: Any, *xs: Any) -> Any:
+def _apply(net: Network, params: Params, *xs: PyTree) -> PyTree:
     return net.replace(params=params)(*xs)
 
 
 class NNXNetwork(nnx.Module):
     """A network as a Flax NNX module; `weights` holds an `nnx.Param` for each path."""
 
-    def __init__(self, net: Any):
+    def __init__(self, net: Network):
         leaves = named(net.params)
         self.weights = nnx.data({name: nnx.Param(x) for name, x in leaves.items()})
         self.held = nnx.data(jax.tree.map(nnx.Variable, jax.tree.leaves(net.state)))
@@ -50,7 +52,7 @@ class NNXNetwork(nnx.Module):
         trees = jax.tree.structure(net.params), jax.tree.structure(net.state)
         self.form = nnx.static((jax.tree.structure(blank), *trees))
 
-    def network(self) -> Any:
+    def network(self) -> PyTree:
         """The network with the weights that the module has now."""
         tree, params, state = self.form
         weights = [w[...] for w in self.weights.values()]
@@ -59,12 +61,12 @@ class NNXNetwork(nnx.Module):
             params=params.unflatten(weights), state=state.unflatten(held)
         )
 
-    def __call__(self, *xs: Any) -> Any:
+    def __call__(self, *xs: PyTree) -> PyTree:
         """The outputs at `xs`."""
         return self.network()(*xs)
 
 
-def to_nnx(net: Any, model: Any = None) -> Any:
+def to_nnx(net: Network, model: Any = None) -> PyTree:
     """A network as a Flax NNX module, to be trained with `nnx.Optimizer`.
 
     Args:
@@ -94,7 +96,7 @@ def to_nnx(net: Any, model: Any = None) -> Any:
     return NNXNetwork(network(net)) if model is None else _filled(network(net), model)
 
 
-def _filled(net: Any, model: nnx.Module) -> nnx.Module:
+def _filled(net: Network, model: nnx.Module) -> nnx.Module:
     """A copy of the model with the network's arrays."""
     copy = nnx.clone(model)
     try:

@@ -22,7 +22,9 @@ from dagjax.compaction.channels.traced_network import (
 from dagjax.compaction.export.saving import Saved
 from dagjax.compaction.removal.verify import random_inputs
 from dagjax.graph.core.dag import count_params
+from dagjax.graph.core.network import Network
 from dagjax.text import aligned
+from dagjax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _cell(value: float, share: float) -> str:
 
 
 def cost(
-    net: Any, *others: Any, batch: int | None = None, latency: bool = True
+    net: Network, *others: Network, batch: int | None = None, latency: bool = True
 ) -> Costs:
     """Parameters, operations, bytes and latency of networks, beside each other.
 
@@ -108,7 +110,7 @@ def cost(
     return Costs(zip(names, found, strict=True))
 
 
-def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
+def _cost(net: Network, batch: int | None, latency: bool) -> Cost:
     inputs = _inputs(net, batch)
     source = traced_network_of(net, inputs)
     xs = random_inputs(source)
@@ -126,18 +128,18 @@ def _cost(net: Any, batch: int | None, latency: bool) -> Cost:
 
 
 @functools.singledispatch
-def _inputs(net: Any, batch: int | None) -> tuple[Any, ...]:
+def _inputs(net: Network, batch: int | None) -> tuple[PyTree, ...]:
     """The shapes of the inputs at a batch size."""
     inputs = example_of(net)
     return inputs if batch is None else resized(inputs, batch)
 
 
 @_inputs.register
-def _(net: Saved, batch: int | None) -> tuple[Any, ...]:
+def _(net: Saved, batch: int | None) -> tuple[PyTree, ...]:
     return net.inputs_at(batch)
 
 
-def _latency(compiled: Any, net: Any, xs: Any, seconds: float = 1.0) -> float:
+def _latency(compiled: Any, net: Network, xs: PyTree, seconds: float = 1.0) -> float:
     """The median of calls in about a second, after one to warm up."""
     jax.block_until_ready(compiled(net, xs))
     times, stop = [], time.perf_counter() + seconds

@@ -26,6 +26,8 @@ from dagjax.compaction.channels.traced_network import (
     traced_network_of,
 )
 from dagjax.compaction.export.sparsify import DenseEvaluation
+from dagjax.graph.core.network import Network
+from dagjax.types import Params, PyTree
 
 _FORMAT = "dagjax network 1"
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -52,7 +54,7 @@ class Saved:
     batch_sizes: tuple[int, ...]
     call: _Programs
 
-    def __call__(self, *xs: Any) -> Any:
+    def __call__(self, *xs: PyTree) -> PyTree:
         """The outputs at `xs`; one array, or a list of them."""
         made = self.call(self.params, *map(jnp.asarray, jax.tree.leaves(xs)))
         return made[0] if len(made) == 1 else made
@@ -64,26 +66,26 @@ class Saved:
         return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
 
     @property
-    def example_inputs(self) -> Any:
+    def example_inputs(self) -> PyTree:
         """Refused."""
         raise _no_equations("its example_inputs")
 
     @property
-    def state(self) -> Any:
+    def state(self) -> PyTree:
         """Refused."""
         raise _no_equations("its state")
 
     @property
-    def updated_state(self) -> Any:
+    def updated_state(self) -> PyTree:
         """Refused."""
         raise _no_equations("its state")
 
     @property
-    def user_state(self) -> Any:
+    def user_state(self) -> PyTree:
         """Refused."""
         raise _no_equations("its state")
 
-    def replace(self, **changes: Any) -> Any:
+    def replace(self, **changes: Any) -> PyTree:
         """Refused."""
         raise _no_equations(f"replacing its {', '.join(changes)}")
 
@@ -101,7 +103,7 @@ def _no_equations(what: str) -> CompactionError:
 
 
 def save(
-    net: Any,
+    net: Network,
     path: str | Path,
     *,
     batch_sizes: int | Sequence[int] = (1, 8),
@@ -148,7 +150,7 @@ def save(
     return Path(path)
 
 
-def _arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(params: dict[str, PyTree]) -> dict[str, np.ndarray]:
     for name, x in params.items():
         if jnp.issubdtype(x.dtype, jax.dtypes.extended):
             raise CompactionError(
@@ -158,7 +160,7 @@ def _arrays(params: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in params.items()}
 
 
-def _sizes(given: Any) -> list[int]:
+def _sizes(given: int | Sequence[int]) -> list[int]:
     sizes = [*dict.fromkeys(given)] if isinstance(given, Iterable) else [given]
     integer = lambda n: isinstance(n, numbers.Integral) and not isinstance(n, bool)
     whole = [integer(n) and n > 0 for n in sizes]
@@ -179,13 +181,15 @@ def _platforms(given: Any) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _exported(net: Any, batch: int, platforms: Any) -> Any:
+def _exported(
+    net: Network, batch: int, platforms: str | Sequence[str] | None
+) -> PyTree:
     """The network at a batch size, a function of `{path: array}` and inputs."""
     leaves, tree = named(net.params), jax.tree.structure(net.params)
     inputs = resized(example_of(net), batch)
     program = traced_network_of(net, inputs).body
 
-    def run(params: dict[str, Any], *xs: Any) -> list[Any]:
+    def run(params: dict[str, PyTree], *xs: PyTree) -> list[PyTree]:
         weights = tree.unflatten([params[name] for name in leaves])
         args = jax.tree.leaves((net.replace(params=weights), xs))
         return DenseEvaluation().run(program, args)
@@ -246,7 +250,7 @@ class _Programs:
     def __init__(self, programs: dict[int | None, export.Exported]):
         self.programs = programs
 
-    def __call__(self, params: Any, *xs: Any) -> Any:
+    def __call__(self, params: Params, *xs: PyTree) -> PyTree:
         if not xs:
             raise CompactionError("the network was called without inputs")
         return self.at(batch_of(xs)).call(params, *xs)

@@ -17,10 +17,12 @@ from dagjax.compaction.channels.traced_network import (
 )
 from dagjax.compaction.removal.compact import mask_leaves, masked
 from dagjax.graph.core.dag import count_params
+from dagjax.graph.core.network import Network
 from dagjax.graph.tracing.naming import path_of
 from dagjax.jaxprs.interpret import Evaluation
 from dagjax.jaxprs.program import Equation
-from dagjax.jaxprs.versions import shape_of
+from dagjax.jaxprs.versions import Atom, Var, shape_of
+from dagjax.types import Array, Mask, Params, PyTree, State
 
 # Time of a product with a matrix in BCSR over that of the dense one, by the share of
 # zeros; CPU, 1024 x 1024, eight examples (benchmarks/sparsify.py; one example: 1.1 and
@@ -65,10 +67,10 @@ class Sparse:
 
     form: _Form
     choices: tuple[Choice, ...]
-    params: Any
-    state: Any
+    params: Params
+    state: State
 
-    def __call__(self, *xs: Any) -> Any:
+    def __call__(self, *xs: PyTree) -> jax.Array:
         """The outputs at `xs`."""
         source = self.form.source(jax.tree.map(shape_of, xs))
         leaves = jax.tree.leaves((self.params, self.state["user"]))
@@ -77,7 +79,7 @@ class Sparse:
         return jax.tree.unflatten(source.result, made)
 
     @property
-    def example_inputs(self) -> tuple[Any, ...]:
+    def example_inputs(self) -> tuple[PyTree, ...]:
         """Shapes of inputs that it takes."""
         return self.form.inputs
 
@@ -87,12 +89,12 @@ class Sparse:
         return self._dense.updated_state
 
     @property
-    def user_state(self) -> Any:
+    def user_state(self) -> PyTree:
         """That of the dense network."""
         return self._dense.user_state
 
     @property
-    def _dense(self) -> Any:
+    def _dense(self) -> PyTree:
         """The network that it was made of; its sparse matrices are the entries."""
         leaves = jax.tree.leaves((self.params, self.state["user"]))
         return self.form.tree.unflatten(leaves)
@@ -113,15 +115,15 @@ class Sparse:
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    tree: Any
-    shapes: tuple[Any, ...]
-    inputs: tuple[Any, ...]
+    tree: PyTree
+    shapes: tuple[PyTree, ...]
+    inputs: tuple[PyTree, ...]
 
-    def source(self, inputs: tuple[Any, ...]) -> TracedNetwork:
+    def source(self, inputs: tuple[PyTree, ...]) -> TracedNetwork:
         return traced_network_of(self.tree.unflatten(self.shapes), inputs)
 
 
-def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
+def sparsify(net: Network, mask: Mask, *, force: bool = False) -> Sparse:
     """Hold matrices that are mostly zeros as their entries, where that is quicker.
 
     On a CPU dense layers go to `jax.experimental.sparse.BCSR` from 95 percent of zeros
@@ -171,7 +173,7 @@ def sparsify(net: Any, mask: Any, *, force: bool = False) -> Sparse:
     return Sparse(form, tuple(choices), params, {"user": state, "rows": rows})
 
 
-def _choice(path: str, x: Any, able: bool, force: bool) -> Choice:
+def _choice(path: str, x: Array, able: bool, force: bool) -> Choice:
     zeros = float(np.mean(np.asarray(x) == 0))
     say = lambda sparse, why: Choice(path, zeros, sparse, why)
     if not able:
@@ -203,7 +205,7 @@ def _matrices(source: TracedNetwork, count: int) -> set[int]:
     }
 
 
-def _is_plain(step: Equation, kernel: Any) -> bool:
+def _is_plain(step: Equation, kernel: Atom) -> bool:
     if step.name != "dot_general" or step.eqn.invars[1] is not kernel:
         return False
     (lhs, rhs), (batch, _) = step.eqn.params["dimension_numbers"]
@@ -212,7 +214,7 @@ def _is_plain(step: Equation, kernel: Any) -> bool:
     return plain and len(kernel.aval.shape) == 2
 
 
-def _entries(x: Any, kept: np.ndarray) -> tuple[Any, Any]:
+def _entries(x: Array, kept: np.ndarray) -> tuple[Array, PyTree]:
     """The entries of the transposed matrix, row by row, and where they lie."""
     rows, columns = np.nonzero(kept.T)
     starts = np.searchsorted(rows, np.arange(kept.shape[1] + 1))
@@ -228,10 +230,10 @@ class _SparseEvaluation(Evaluation):
         where: `{matrix: where its entries lie}`.
     """
 
-    def __init__(self, where: dict[Any, Any]):
+    def __init__(self, where: dict[Var, PyTree]):
         self.where = where
 
-    def equation(self, equation: Equation, values: list[Any]) -> Any:
+    def equation(self, equation: Equation, values: list[PyTree]) -> PyTree:
         """The primitive, or the product with a sparse matrix."""
         where = [self.where[v] for v in equation.reads if v in self.where]
         if not where:
@@ -239,7 +241,9 @@ class _SparseEvaluation(Evaluation):
         return [_product(equation, where[0], *values)]
 
 
-def _run(source: TracedNetwork, args: list[Any], rows: dict[int, Any]) -> list[Any]:
+def _run(
+    source: TracedNetwork, args: list[PyTree], rows: dict[int, PyTree]
+) -> list[PyTree]:
     """The program, some of whose parameters are the entries of sparse matrices."""
     where = {source.body.invars[leaf]: entries for leaf, entries in rows.items()}
     return _SparseEvaluation(where).run(source.body, args)
@@ -248,7 +252,7 @@ def _run(source: TracedNetwork, args: list[Any], rows: dict[int, Any]) -> list[A
 class DenseEvaluation(Evaluation):
     """Evaluates sparse products with dense matrices: code that any XLA knows."""
 
-    def equation(self, equation: Equation, values: list[Any]) -> Any:
+    def equation(self, equation: Equation, values: list[PyTree]) -> PyTree:
         """The primitive, or the product with the matrix of its entries."""
         if equation.name != "bcsr_dot_general":
             return super().equation(equation, values)
@@ -261,7 +265,7 @@ class DenseEvaluation(Evaluation):
         return [jax.lax.dot_general(matrix.todense(), x, numbers)]
 
 
-def _product(step: Equation, where: Any, x: Any, entries: Any) -> Any:
+def _product(step: Equation, where: PyTree, x: Array, entries: jax.Array) -> jax.Array:
     """`x @ w = (w^T x^T)^T`."""
     from jax.experimental import sparse  # it loads scipy.sparse
 

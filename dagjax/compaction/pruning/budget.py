@@ -12,7 +12,9 @@ from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
 from dagjax.compaction.pruning.order import Removal
 from dagjax.compaction.pruning.scores import check_choice, unit_scores
+from dagjax.graph.core.network import Network
 from dagjax.jaxprs.gc_paused import gc_paused
+from dagjax.types import PyTree
 
 _SCOPES = ("global", "group", "level")
 
@@ -23,8 +25,8 @@ class CompactionWarning(UserWarning):
 
 @gc_paused()
 def prune_units(
-    net: Any,
-    scores: Any = "l2",
+    net: Network,
+    scores: PyTree = "l2",
     *,
     density: float | None = None,
     flops: float | None = None,
@@ -35,7 +37,7 @@ def prune_units(
     reduce: str = "l2",
     normalize: str = "mean",
     only: str | Iterable[str] | Callable[[str], bool] | None = None,
-) -> Any:
+) -> PyTree:
     """The mask that keeps the units of the highest scores at a budget.
 
     The cost of the compacted network comes as near to the budget as whole units (and
@@ -98,13 +100,13 @@ def prune_units(
 def _multiples(found: Units, round_to: Any) -> dict[str, int]:
     """`{group: multiple}` of all groups."""
     whole = not isinstance(round_to, Mapping)
-    given: dict[str, Any] = dict.fromkeys(found, round_to) if whole else {**round_to}
+    given: dict[str, PyTree] = dict.fromkeys(found, round_to) if whole else {**round_to}
     for name, multiple in given.items():
         _check_count("round_to" if whole else f"round_to of {found[name]}", multiple)
     return {name: given.get(name, 1) for name in found}
 
 
-def _check_count(what: str, value: Any) -> None:
+def _check_count(what: str, value: int) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or value < 1:
         raise CompactionError(f"{what} is a whole number from 1 on, got {value!r}")

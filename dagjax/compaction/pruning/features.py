@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.labels import Array
+from dagjax.jaxprs.versions import Eqn
+from dagjax.types import PyTree
 
 
-def layout(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def layout(eqn: Eqn, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which axes of a product are rows of features, which are columns."""
     numbers, rank = eqn.params["dimension_numbers"], len(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "conv_general_dilated":
@@ -26,7 +28,7 @@ def layout(eqn: Any, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(range(first, last)), (*range(first), *range(last, rank))
 
 
-def as_kernel(eqn: Any, side: int, kernel: Array) -> Array:
+def as_kernel(eqn: Eqn, side: int, kernel: Array) -> Array:
     """A kernel as `[G, K, M]`."""
     if eqn.primitive.name == "dot_general":
         batch, summed, free = axes_of(eqn, side, kernel.ndim)
@@ -39,19 +41,19 @@ def as_kernel(eqn: Any, side: int, kernel: Array) -> Array:
     return moved.transpose(1, 0, 2)
 
 
-def size(x: Any, axes: Iterable[int]) -> int:
+def size(x: Array, axes: Iterable[int]) -> int:
     """The number of entries along some axes."""
     return math.prod(x.shape[d] for d in axes)
 
 
-def axes_of(eqn: Any, side: int, rank: int) -> tuple[tuple[int, ...], ...]:
+def axes_of(eqn: Eqn, side: int, rank: int) -> tuple[tuple[int, ...], ...]:
     """Of an operand of a product: batch axes, contracted axes, free axes."""
     contracted, batch = (tuple(axes[side]) for axes in eqn.params["dimension_numbers"])
     taken = {*contracted, *batch}
     return batch, contracted, tuple(d for d in range(rank) if d not in taken)
 
 
-def features(eqn: Any, side: int, x: Any, every: int = 1) -> Any:
+def features(eqn: Eqn, side: int, x: Array, every: int = 1) -> Array:
     """`[R, G, K]`: what a product is linear in; of its rows every n-th."""
     if eqn.primitive.name == "dot_general":
         batch, summed, free = axes_of(eqn, 1 - side, x.ndim)
@@ -73,7 +75,9 @@ def features(eqn: Any, side: int, x: Any, every: int = 1) -> Any:
     return many.transpose(0, 2, 1, 3).reshape(len(many), groups, -1)
 
 
-def _padded(x: Any, padding: Any, dilation: Any) -> Any:
+def _padded(
+    x: Array, padding: Sequence[tuple[int, int]], dilation: Sequence[int]
+) -> Array:
     """`[B, ..., C]` with its border, and zeros between entries."""
     edges = [(*ends, d - 1) for ends, d in zip(padding, dilation, strict=True)]
     if not any(n for edge in edges for n in edge):
@@ -82,11 +86,11 @@ def _padded(x: Any, padding: Any, dilation: Any) -> Any:
     return local(wide) if isinstance(x, np.ndarray) else wide
 
 
-def local(x: Any) -> Any:
+def local(x: PyTree) -> Array:
     """On the CPU an array of numpy, without a copy: nothing is compiled then."""
     return np.asarray(x) if jax.default_backend() == "cpu" else x
 
 
-def home(x: Any) -> Any:
+def home(x: Array) -> Any:
     """The module of an array's functions."""
     return np if isinstance(x, np.ndarray) else jnp

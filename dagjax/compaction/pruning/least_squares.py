@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +14,8 @@ from dagjax.compaction.pruning.features import axes_of, features, home, local, s
 from dagjax.compaction.pruning.sums import CONTRACTIONS, Sum, Sums, inlined, reads
 from dagjax.jaxprs.interpret import bind
 from dagjax.jaxprs.program import is_literal
+from dagjax.jaxprs.versions import Atom, Eqn, Var
+from dagjax.types import Mask, PyTree
 
 _HELD = ("scan", "while", "cond")  # evaluated as they are
 ROWS = 2**17  # of more rows of features only some are taken
@@ -25,7 +28,13 @@ class Walk:
     A sum that is refitted is made a second time, of features that are there.
     """
 
-    def __init__(self, source: TracedNetwork, leaves: Any, masks: Any, xs: Any):
+    def __init__(
+        self,
+        source: TracedNetwork,
+        leaves: list[jax.Array],
+        masks: list[Mask],
+        xs: list[jax.Array],
+    ):
         names, consts, body = {}, {}, source.body
         self.steps = [*inlined(body, names, consts)]
         ends = [a if is_literal(a) else names.get(a, a) for a in body.outvars]
@@ -37,12 +46,12 @@ class Walk:
         given = dict(zip(body.invars[len(leaves) :], xs, strict=True)) | consts
         self.dense = given | dict(zip(self.invars, leaves, strict=True))
         self.pruned = given | dict(zip(self.invars, self.leaves, strict=True))
-        self.levels: dict[Any, int] = {}
+        self.levels: dict[Var, int] = {}
         self.evaluations, self.last = 0, self._lifetimes()
 
-    def _lifetimes(self) -> dict[int, list[Any]]:
+    def _lifetimes(self) -> dict[int, list[Array]]:
         """`{place: values that nothing reads afterwards}`."""
-        last: dict[Any, int] = {}
+        last: dict[Var, int] = {}
         for place, eqn in enumerate(self.steps):
             last |= {v: place for v in [*reads(eqn), *eqn.outvars]}
         for end, found in self.sums.items():
@@ -54,7 +63,7 @@ class Walk:
                 ends.setdefault(place, []).append(v)
         return ends
 
-    def at(self, place: int, ridge: float | None) -> Any:
+    def at(self, place: int, ridge: float | None) -> PyTree:
         """Evaluate a step; `(leaves, level, before, after)` where a sum is done."""
         eqn = self.steps[place]
         heavy = eqn.primitive.name in CONTRACTIONS
@@ -74,11 +83,11 @@ class Walk:
             self.pruned.pop(v, None)
         return found
 
-    def operands(self, place: int) -> list[Any]:
+    def operands(self, place: int) -> list[Array]:
         """The pruned values that a step reads."""
         return operands_of(self.steps[place], self.pruned)
 
-    def _make(self, eqn: Any, env: dict[Any, Any]) -> None:
+    def _make(self, eqn: Eqn, env: dict[Var, PyTree]) -> None:
         self.evaluations += 1
         results = bind(eqn, operands_of(eqn, env))
         env |= dict(zip(eqn.outvars, results, strict=True))
@@ -110,7 +119,7 @@ class Walk:
             after = before
         return before, after
 
-    def _with_one_shift(self, var: Any, found: Sum) -> Sum:
+    def _with_one_shift(self, var: Atom, found: Sum) -> Sum:
         """The vector that is kept in most columns takes up the intercept."""
         count = lambda shift: np.count_nonzero(
             self._allowed(shift[0])[shift[1]]
@@ -119,7 +128,9 @@ class Walk:
         most = sorted(found.shifts, key=count, reverse=True)[:1]
         return found._replace(shifts=tuple(most))
 
-    def _scale(self, var: Any, found: Sum, factors: Any) -> Array:
+    def _scale(
+        self, var: Atom, found: Sum, factors: tuple[tuple[Atom, int], ...]
+    ) -> Array:
         """`[columns]`: the product of the factors of a term."""
         shape = [var.aval.shape[d] for d in found.columns]
         scale = np.ones(shape)
@@ -135,7 +146,7 @@ class Walk:
         shape = np.shape(self.leaves[leaf])
         return (np.ones(shape, bool) if mask is None else np.asarray(mask)).ravel()
 
-    def _error(self, var: Any, found: Sum, alive: Array) -> float:
+    def _error(self, var: Atom, found: Sum, alive: Array) -> float:
         """`|dense - pruned| / |dense|` in the columns that are alive."""
         dense, pruned = self.dense[var], self.pruned[var]
         if dense is pruned or not alive.any():
@@ -145,7 +156,7 @@ class Walk:
         return norm(chosen(dense) - chosen(pruned)) / (norm(chosen(dense)) or 1.0)
 
     def _solution(
-        self, var: Any, found: Sum, allowed: list[Array], ridge: float
+        self, var: Atom, found: Sum, allowed: list[Array], ridge: float
     ) -> Array:
         """`[G, K, M]`: what to add to the kernels, the shift in the last row."""
         groups = len(allowed[0])
@@ -158,7 +169,7 @@ class Walk:
         ridge += len(penalty) * float(jnp.finfo(error.dtype).eps)
         return _solved(gram, cross, np.concatenate(allowed, 1), penalty * ridge)
 
-    def _moments(self, found: Sum, error: Any) -> tuple[Array, Array]:
+    def _moments(self, found: Sum, error: Array) -> tuple[Array, Array]:
         """`X^T X` `[G, K, K]` and `X^T error` `[G, K, M]`, summed part by part."""
         many = self.steps[found.places[-1]].outvars[0].aval.shape
         count = many[found.rows[0]] if found.rows else 1
@@ -173,7 +184,7 @@ class Walk:
             cross = cross + _product(x, error[part][::every])
         return np.asarray(gram), np.asarray(cross)
 
-    def _part(self, found: Sum, part: slice, every: int) -> Any:
+    def _part(self, found: Sum, part: slice, every: int) -> Array:
         """`[R, G, K]`: features of all terms for some rows, and ones for the shift."""
         parts = []
         for term in found.terms:
@@ -186,7 +197,9 @@ class Walk:
             parts.append(shift[2] * ones)
         return home(parts[0]).concatenate(parts, -1)
 
-    def _change(self, found: Sum, delta: Array, scales: Any) -> dict[int, Any]:
+    def _change(
+        self, found: Sum, delta: Array, scales: list[Array]
+    ) -> dict[int, PyTree]:
         """Add to the parameters of a sum; what they were before."""
         ends = np.cumsum([term.where.shape[1] for term in found.terms])
         parts = np.split(delta, ends, axis=1)
@@ -201,7 +214,7 @@ class Walk:
         self._put(found, {leaf: jnp.asarray(x) for leaf, x in new.items()})
         return old
 
-    def _put(self, found: Sum, leaves: dict[int, Any]) -> None:
+    def _put(self, found: Sum, leaves: Mapping[int, PyTree]) -> None:
         """Other parameters of a sum, and its value with them."""
         for leaf, x in leaves.items():
             self.leaves[leaf] = self.pruned[self.invars[leaf]] = x
@@ -209,7 +222,7 @@ class Walk:
             self._make(self.steps[place], self.pruned)
 
 
-def operands_of(eqn: Any, env: dict[Any, Any]) -> list[Any]:
+def operands_of(eqn: Eqn, env: dict[Var, PyTree]) -> list[Array]:
     """The values that an equation reads."""
     return [a.val if is_literal(a) else env[a] for a in eqn.invars]
 
@@ -220,20 +233,20 @@ def _usable(scale: Array) -> Array:
     return np.isfinite(size) & (size > 1e-6 * np.max(size, initial=0))
 
 
-def _masked(mask: Any, x: Any) -> Any:
+def _masked(mask: Mask, x: jax.Array) -> jax.Array:
     """Zero where the mask is False; the same array where it is nowhere."""
     if mask is None or np.all(mask):
         return x
     return jnp.where(mask, x, jnp.zeros_like(x))
 
 
-def _rows(x: Any, found: Sum) -> Any:
+def _rows(x: Array, found: Sum) -> Array:
     """`[R, columns]`: the value of a sum."""
     moved = x.transpose(found.rows + found.columns)
     return moved.reshape(size(x, found.rows), size(x, found.columns))
 
 
-def _sliced(eqn: Any, side: int, x: Any, part: slice) -> Any:
+def _sliced(eqn: Eqn, side: int, x: Array, part: slice) -> Array:
     """Some of the features along their first free axis."""
     if eqn.primitive.name == "dot_general":
         free = axes_of(eqn, 1 - side, x.ndim)[2]
@@ -242,7 +255,7 @@ def _sliced(eqn: Any, side: int, x: Any, part: slice) -> Any:
     return x[(slice(None),) * free[0] + (part,)] if free else x
 
 
-def _product(x: Any, y: Any) -> Array:
+def _product(x: Array, y: Array) -> Array:
     """`[G, K, L]`: sums over rows, group by group, in double precision on the host."""
     one, two = x.transpose(1, 2, 0), y.transpose(1, 0, 2)
     on_host = isinstance(x, np.ndarray)

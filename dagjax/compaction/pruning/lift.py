@@ -10,7 +10,7 @@ no layers need be known, and nothing before the sum is evaluated again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,14 +20,16 @@ import numpy as np
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
-from dagjax.compaction.channels.units import units
+from dagjax.compaction.channels.units import Units, units
 from dagjax.compaction.pruning.budget import prune_units
 from dagjax.compaction.pruning.least_squares import Walk
 from dagjax.compaction.pruning.sums import CONTRACTIONS, inlined
 from dagjax.compaction.removal.compact import mask_leaves
+from dagjax.graph.core.network import Network
 from dagjax.graph.tracing.naming import path_of
-from dagjax.jaxprs.versions import shape_of
+from dagjax.jaxprs.versions import Eqn, shape_of
 from dagjax.text import aligned
+from dagjax.types import Mask, PyTree
 
 
 class Fit(NamedTuple):
@@ -75,14 +77,14 @@ class LiftPruned(NamedTuple):
         report: The error of every node before and after.
     """
 
-    net: Any
-    mask: Any
+    net: Network
+    mask: Mask
     report: Report
 
 
 def lift_prune(
-    net: Any,
-    data: Any,
+    net: Network,
+    data: PyTree,
     budget: float | Mapping[str, float],
     score: Any = "l2",
     refit: bool = True,
@@ -144,7 +146,7 @@ def lift_prune(
 
 
 def refit_kept(
-    net: Any, mask: Any, data: Any, *, ridge: float | None = 3e-3
+    net: Network, mask: Mask, data: PyTree, *, ridge: float | None = 3e-3
 ) -> LiftPruned:
     """Refit what any mask of the parameters keeps to the dense network, on data.
 
@@ -198,7 +200,7 @@ def refit_kept(
     )
 
 
-def energy(net: Any, data: Any) -> dict[str, Array]:
+def energy(net: Network, data: Array) -> dict[str, Array]:
     """`{group: [units]}`: what a unit adds to those that read it.
 
         s_k = sqrt(sum over readers of E[x_k^2] |W_k|^2)
@@ -231,7 +233,9 @@ def energy(net: Any, data: Any) -> dict[str, Array]:
     return {name: s / (s.mean() or 1) for name, s in scores.items()}
 
 
-def _add_energy(total: Array, found: Any, eqn: Any, side: int, values: Any) -> None:
+def _add_energy(
+    total: Array, found: Units, eqn: Eqn, side: int, values: Sequence[Array]
+) -> None:
     """Add the energies of what one product reads to those of their classes."""
     square = lambda x: np.square(np.asarray(x, np.float64))
     across = lambda x, axis: tuple(d for d in range(x.ndim) if d != axis)
@@ -244,7 +248,7 @@ def _add_energy(total: Array, found: Any, eqn: Any, side: int, values: Any) -> N
     total[found.source.channels.classes.pinned] = 0
 
 
-def _summed(eqn: Any, side: int) -> list[tuple[int, int]]:
+def _summed(eqn: Eqn, side: int) -> list[tuple[int, int]]:
     """Pairs of contracted axes: of the features and of the kernel."""
     numbers = eqn.params["dimension_numbers"]
     if eqn.primitive.name == "dot_general":
@@ -253,7 +257,7 @@ def _summed(eqn: Any, side: int) -> list[tuple[int, int]]:
     return [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
 
 
-def _opened(net: Any, data: Any) -> tuple[TracedNetwork, list[Any]]:
+def _opened(net: Network, data: PyTree) -> tuple[TracedNetwork, list[PyTree]]:
     """The program at the shapes of the data, and the data."""
     inputs = data if isinstance(data, tuple) else (data,)
     if not all(map(_is_sound, jax.tree.leaves(inputs))) or not jax.tree.leaves(inputs):
@@ -267,6 +271,6 @@ def _opened(net: Any, data: Any) -> tuple[TracedNetwork, list[Any]]:
     )
 
 
-def _is_sound(x: Any) -> bool:
+def _is_sound(x: Array) -> bool:
     key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
     return key or bool(np.size(x) and np.isfinite(np.asarray(x, np.float64)).all())

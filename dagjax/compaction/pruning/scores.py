@@ -20,14 +20,17 @@ from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import leaves_like, named
 from dagjax.compaction.channels.units import Units, units
+from dagjax.compaction.channels.units import ARCS, Units, units
+from dagjax.graph.core.network import Network
+from dagjax.types import Params, PyTree
 
 REDUCTIONS = ("l1", "l2", "mean", "max")
 NORMALIZATIONS = ("none", "mean", "lamp")
 
 
 def unit_scores(
-    net: Any,
-    scores: Any,
+    net: Network,
+    scores: PyTree,
     known: Units | None = None,
     reduce: str = "l2",
     normalize: str = "mean",
@@ -68,7 +71,7 @@ def best(scores: Array, count: int) -> Array:
     return keep
 
 
-def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a word that is none of the choices."""
     if value not in choices:
         raise CompactionError(f"{what} {value!r}; it is one of {', '.join(choices)}")
@@ -77,7 +80,7 @@ def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
 # --- what was given -------------------------------------------------------------------
 
 
-def _are_of_groups(scores: Any, known: Units, params: Any) -> bool:
+def _are_of_groups(scores: PyTree, known: Units, params: Params) -> bool:
     """Whether scores are `{group: [units]}` and no tree like the parameters."""
     if not isinstance(scores, Mapping) or not scores or _is_like(scores, params):
         return False
@@ -85,19 +88,19 @@ def _are_of_groups(scores: Any, known: Units, params: Any) -> bool:
     return vectors and {*scores} <= {*known.groups}
 
 
-def _is_like(scores: Any, params: Any) -> bool:
+def _is_like(scores: PyTree, params: Params) -> bool:
     same = jax.tree.structure(scores) == jax.tree.structure(params)
     pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(params), strict=False)
     return same and all(np.shape(s) == np.shape(x) for s, x in pairs)
 
 
-def _is_vector(value: Any) -> bool:
+def _is_vector(value: PyTree) -> bool:
     if isinstance(value, list | tuple):
         return all(np.ndim(x) == 0 and not isinstance(x, Mapping) for x in value)
     return hasattr(value, "shape")
 
 
-def _are_of_arcs(scores: Any, known: Units) -> bool:
+def _are_of_arcs(scores: PyTree, known: Units) -> bool:
     """Whether scores are `{arc: number}`, some of them of arcs that can go."""
     if not isinstance(scores, Mapping):
         return False
@@ -129,7 +132,7 @@ def _of_groups(scores: Mapping[str, Any], known: Units) -> dict[str, Array]:
     return {name: np.array([*map(ranks.get, x)], float) for name, x in exact.items()}
 
 
-def _of_group(name: str, scores: Any, known: Units) -> Array:
+def _of_group(name: str, scores: PyTree, known: Units) -> Array:
     values = np.asarray(scores)
     if values.shape != (known[name].size,):
         raise CompactionError(
@@ -154,7 +157,7 @@ def _numbers(name: str, scores: Array) -> Array:
     return scores
 
 
-def _leaves(net: Any, scores: Any) -> list[Any]:
+def _leaves(net: Network, scores: PyTree) -> list[PyTree]:
     """The scores leaf by leaf; None where there are none."""
     leaves = leaves_like(
         scores, net.params, "if not {group: [units]} or {arc: score}, scores"
@@ -172,7 +175,7 @@ def _leaves(net: Any, scores: Any) -> list[Any]:
 # --- from weights to units ------------------------------------------------------------
 
 
-def _aggregated(known: Units, leaves: list[Any], reduce: str) -> dict[str, Array]:
+def _aggregated(known: Units, leaves: list[PyTree], reduce: str) -> dict[str, Array]:
     """`{group: [units]}`: the scores of a unit's weights in all its parameters."""
     size = known.source.channels.classes.count
     total, count = np.zeros((2, size))
@@ -195,7 +198,7 @@ def _aggregated(known: Units, leaves: list[Any], reduce: str) -> dict[str, Array
     return {name: change(t, counts[name]) for name, t in totals.items()}
 
 
-def _magnitudes(x: Any) -> Array | None:
+def _magnitudes(x: Array) -> Array | None:
     """None of what has none: a key."""
     if x is None or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return None

@@ -14,9 +14,11 @@ from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.units import Units, units
 from dagjax.compaction.pruning.scores import best, unit_scores
+from dagjax.graph.core.network import Network
 from dagjax.objectives import Objective, default_objectives, targets_expected
 from dagjax.sparsity import masks
 from dagjax.text import aligned
+from dagjax.types import Mask, PyTree
 
 _CHUNK = 8  # masks that are evaluated at a time on an accelerator
 
@@ -53,13 +55,13 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivity(
-    net: Any,
-    data: tuple[Any, Any],
+    net: Network,
+    data: tuple[PyTree, Array],
     *,
     loss: Objective | None = None,
     metric: Objective | None = None,
     densities: Sequence[float] = (0.9, 0.7, 0.5, 0.3, 0.1),
-    scores: Any = "l2",
+    scores: PyTree = "l2",
     groups: str | Iterable[str] | None = None,
 ) -> Sensitivity:
     """The metric when one group is pruned to each density, all others left whole.
@@ -136,7 +138,9 @@ def _check(names: Sequence[str], chosen: Mapping[str, Array], found: Units) -> N
         )
 
 
-def _check_fit(net: Any, inputs: Any, targets: Any, loss: Objective) -> None:
+def _check_fit(
+    net: Network, inputs: PyTree, targets: tuple[int, ...], loss: Objective
+) -> None:
     """Only shapes are computed."""
     shape = lambda out: out.shape if hasattr(out, "shape") else None
     outputs = shape(jax.eval_shape(lambda net, xs: net(*xs), net, inputs))
@@ -149,7 +153,11 @@ def _check_fit(net: Any, inputs: Any, targets: Any, loss: Objective) -> None:
 
 
 def _values(
-    net: Any, trees: Sequence[Any], inputs: Any, y: Any, objectives: Any
+    net: Network,
+    trees: Sequence[Mask],
+    inputs: PyTree,
+    y: jax.Array,
+    objectives: tuple[Objective, ...],
 ) -> Array:
     """`[masks, 2]`: metric and loss under each mask, from one compilation."""
     if jax.default_backend() == "cpu":  # convolutions over many kernels are slow there
@@ -164,12 +172,24 @@ def _values(
 
 
 @functools.partial(jax.jit, static_argnames="objectives")
-def _value(net: Any, mask: Any, inputs: Any, y: Any, objectives: Any) -> Any:
+def _value(
+    net: Network,
+    mask: Mask,
+    inputs: PyTree,
+    y: jax.Array,
+    objectives: tuple[Objective, ...],
+) -> Any:
     outputs = net.replace(params=masks.apply(mask, net.params))(*inputs)
     return tuple(jnp.mean(objective(outputs, y)) for objective in objectives)
 
 
 @functools.partial(jax.jit, static_argnames="objectives")
-def _many(net: Any, stacked: Any, inputs: Any, y: Any, objectives: Any) -> Any:
+def _many(
+    net: Network,
+    stacked: PyTree,
+    inputs: PyTree,
+    y: jax.Array,
+    objectives: tuple[Objective, ...],
+) -> jax.Array:
     one = lambda mask: _value(net, mask, inputs, y, objectives)
     return jax.vmap(one)(stacked)

@@ -9,6 +9,8 @@ import numpy as np
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.pruning.features import as_kernel, layout
 from dagjax.jaxprs.program import CALLS, Program, is_literal
+from dagjax.jaxprs.versions import Atom, Aval, Eqn, Var
+from dagjax.types import PyTree
 
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 _SUMS = {"add": 1, "add_any": 1, "sub": -1}  # the sign of the second operand
@@ -16,7 +18,7 @@ _SCALES = {"mul": (1, 0), "div": (1,)}  # which operand may be the factor
 _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type")
 
 
-def reads(eqn: Any) -> list[Any]:
+def reads(eqn: Eqn) -> list[PyTree]:
     """The variables that an equation reads."""
     return [v for v in eqn.invars if not is_literal(v)]
 
@@ -54,7 +56,7 @@ class Term(NamedTuple):
     leaf: int
     where: Array
     sign: int
-    factors: tuple[tuple[Any, int], ...]
+    factors: tuple[tuple[Atom, int], ...]
 
 
 class Sum(NamedTuple):
@@ -79,7 +81,12 @@ class Sums:
     """Finds the sums of a program."""
 
     def __init__(
-        self, steps: list[Any], invars: Any, outvars: Any, consts: Any, trained: int
+        self,
+        steps: list[Eqn],
+        invars: tuple[Var, ...],
+        outvars: list[Atom],
+        consts: dict[Var, Array],
+        trained: int,
     ):
         self.steps, self.trained = steps, trained
         self.leaf = {v: i for i, v in enumerate(invars)}
@@ -106,7 +113,7 @@ class Sums:
                 found.setdefault(self._end(place, axes[0]), axes)
         return {end: self._sum(end, *axes) for end, axes in found.items()}
 
-    def sides(self, eqn: Any) -> list[int]:
+    def sides(self, eqn: Eqn) -> list[int]:
         """Which operand of a product is a parameter, if one is."""
         name = eqn.primitive.name
         if name not in CONTRACTIONS:
@@ -116,10 +123,10 @@ class Sums:
         plain = name == "dot_general" or eqn.params["batch_group_count"] == 1
         return found if len(found) == 1 and plain else []
 
-    def _once(self, atom: Any) -> bool:
+    def _once(self, atom: Atom) -> bool:
         return len(self.readers.get(atom, ())) == 1
 
-    def _end(self, place: int, rows: Any) -> int:
+    def _end(self, place: int, rows: tuple[int, ...]) -> int:
         """Where the sum ends that a product is in."""
         var = self.steps[place].outvars[0]
         while self._once(var) and (after := self.readers[var][0]) < len(self.steps):
@@ -131,7 +138,7 @@ class Sums:
             place, var = after, eqn.outvars[0]
         return place
 
-    def _factor(self, eqn: Any, rows: Any) -> int | None:
+    def _factor(self, eqn: Eqn, rows: tuple[int, ...]) -> int | None:
         """Which operand is one number for each column, that depends on no data."""
         for side in _SCALES.get(eqn.primitive.name, ()):
             atom = eqn.invars[side]
@@ -141,7 +148,7 @@ class Sums:
                 return side
         return None
 
-    def _chain(self, atom: Any, count: int, more: tuple[str, ...] = ()) -> Any:
+    def _chain(self, atom: Atom, count: int, more: tuple[str, ...] = ()) -> PyTree:
         """`(leaf, places)` if an operand is a leaf that is moved and read once."""
         places: list[int] = []
         while not is_literal(atom) and self._once(atom):
@@ -154,7 +161,7 @@ class Sums:
             atom = self.steps[place].invars[0]
         return None
 
-    def _where(self, leaf: Any, places: list[int]) -> Array:
+    def _where(self, leaf: Aval, places: list[int]) -> Array:
         """For each entry of the operand its flat place in the leaf."""
         found = np.arange(leaf.size).reshape(leaf.shape)
         for eqn in (self.steps[place] for place in places):
@@ -170,7 +177,7 @@ class Sums:
                 found = found.reshape(eqn.outvars[0].aval.shape)
         return found
 
-    def _sum(self, end: int, rows: Any, columns: Any) -> Sum:
+    def _sum(self, end: int, rows: tuple[int, ...], columns: PyTree) -> Sum:
         """The sum that ends here: from its end back through additions."""
         var = self.steps[end].outvars[0]
         places, terms, shifts, open_ = [], [], [], [(var, 1, ())]
@@ -194,7 +201,13 @@ class Sums:
         whole = tuple(sorted({*places, *moved, *more}))
         return Sum(whole, kept, rows, columns, added)
 
-    def _operands(self, eqn: Any, sign: int, factors: Any, rows: Any) -> list[Any]:
+    def _operands(
+        self,
+        eqn: Eqn,
+        sign: int,
+        factors: tuple[tuple[Atom, int], ...],
+        rows: tuple[int, ...],
+    ) -> list[PyTree]:
         """The summands of an addition, or what is scaled."""
         if (second := _SUMS.get(eqn.primitive.name)) is not None:
             one, two = eqn.invars
@@ -205,7 +218,9 @@ class Sums:
         power = 1 if eqn.primitive.name == "mul" else -1
         return [(eqn.invars[1 - side], sign, (*factors, (eqn.invars[side], power)))]
 
-    def _terms(self, terms: Any, rows: Any, columns: Any) -> tuple[Any, set[int]]:
+    def _terms(
+        self, terms: PyTree, rows: tuple[int, ...], columns: PyTree
+    ) -> tuple[Any, set[int]]:
         """The products of one layout; one with several groups stands alone."""
         found, places = [], set()
         for place, sign, factors in terms:
@@ -221,7 +236,9 @@ class Sums:
                     break
         return (*found,), places
 
-    def _shifts(self, shifts: Any, shape: Any, rows: Any, columns: Any) -> Any:
+    def _shifts(
+        self, shifts: PyTree, shape: tuple[int, ...], rows: PyTree, columns: PyTree
+    ) -> PyTree:
         """The vectors that are added, the last one first, and what makes them."""
         found, places = [], set()
         for leaf, moved, sign, factors in sorted(shifts, key=lambda s: len(s[3])):
@@ -234,5 +251,5 @@ class Sums:
                 places.update(moved)
         return (*found,), places
 
-    def _aval(self, leaf: int) -> Any:
+    def _aval(self, leaf: int) -> Aval:
         return [*self.leaf][leaf].aval

@@ -22,7 +22,7 @@ from dagjax.jaxprs.interpret import Interpreter, bind
 from dagjax.jaxprs.primitives import primitives_with
 from dagjax.jaxprs.program import Atom, Equation, Program, called, program_of
 from dagjax.jaxprs.versions import Eqn, closed_jaxpr
-from dagjax.types import PyTree
+from dagjax.types import Array, PyTree
 
 # How a value depends on the input: not (or as a frozen number), through a secant,
 # linearly or piecewise linearly. In a product of two the lower one is frozen.
@@ -127,7 +127,7 @@ class _Freezing(Interpreter[_Tracked]):
         """A number that no input changes."""
         return _Tracked(atom.val, CONSTANT)
 
-    def constant(self, var: Any, array: Any) -> _Tracked:
+    def constant(self, var: Any, array: Array) -> _Tracked:
         """An array that no input changes."""
         return _Tracked(array, CONSTANT)
 
@@ -166,19 +166,19 @@ class _Freezing(Interpreter[_Tracked]):
     loop = scan
 
 
-def _held(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+def _held(eqn: Eqn, *args: _Tracked) -> list[_Tracked]:
     """The value at the point, a constant."""
     values = [lax.stop_gradient(arg.value) for arg in args]
     return _tracked(bind(eqn, values), CONSTANT)
 
 
-def _linear(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+def _linear(eqn: Eqn, *args: _Tracked) -> list[_Tracked]:
     """Linear in all operands together, or piecewise so."""
     rank = max(arg.rank for arg in args)
     return _tracked(bind(eqn, [arg.value for arg in args]), rank)
 
 
-def _maximum(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+def _maximum(eqn: Eqn, *args: _Tracked) -> list[_Tracked]:
     """The larger one at the point; of equal ones the second, NaN stays."""
     values = [arg.value for arg in args]
     larger, smaller = values if eqn.primitive.name == "max" else values[::-1]
@@ -186,7 +186,7 @@ def _maximum(eqn: Any, *args: _Tracked) -> list[_Tracked]:
     return [_Tracked(jnp.where(first, *values), max(arg.rank for arg in args))]
 
 
-def _quotient(eqn: Any, above: _Tracked, below: _Tracked) -> list[_Tracked]:
+def _quotient(eqn: Eqn, above: _Tracked, below: _Tracked) -> list[_Tracked]:
     """The denominator is a frozen number."""
     if not above.rank:
         return _held(eqn, above, below)
@@ -194,7 +194,7 @@ def _quotient(eqn: Any, above: _Tracked, below: _Tracked) -> list[_Tracked]:
     return _tracked(bind(eqn, values), above.rank)
 
 
-def _product(eqn: Any, left: _Tracked, right: _Tracked) -> list[_Tracked]:
+def _product(eqn: Eqn, left: _Tracked, right: _Tracked) -> list[_Tracked]:
     """Bilinear: the less linear factor is frozen, of equal ones each by half."""
     hold, rank = lax.stop_gradient, max(left.rank, right.rank)
     (first,) = bind(eqn, [left.value, hold(right.value)])
@@ -204,7 +204,7 @@ def _product(eqn: Any, left: _Tracked, right: _Tracked) -> list[_Tracked]:
     return [_Tracked(first if left.rank > right.rank else second, rank)]
 
 
-def _power(eqn: Any, base: _Tracked, *exponent: _Tracked) -> list[_Tracked]:
+def _power(eqn: Eqn, base: _Tracked, *exponent: _Tracked) -> list[_Tracked]:
     """A secant where the exponent is a known number above 0."""
     positive = _is_positive(eqn.invars[1]) if exponent else eqn.params["y"] >= 1
     return (_secant if positive else _held)(eqn, base, *exponent)
@@ -227,7 +227,7 @@ def _is_positive(atom: Any) -> bool:
     return known and bool(atom.val > 0)
 
 
-def _secant(eqn: Any, *args: _Tracked) -> list[_Tracked]:
+def _secant(eqn: Eqn, *args: _Tracked) -> list[_Tracked]:
     """`f(y) + f(y) / y (x - y)` at x = y: the value is f's own, bit by bit.
 
     Where the secant is not finite, f is held constant.

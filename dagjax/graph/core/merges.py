@@ -238,7 +238,7 @@ def lowest(dtype: DTypeLike) -> jax.Array:
     return jnp.asarray(jnp.iinfo(dtype).min if whole else False, dtype)
 
 
-def highest(dtype: Any) -> jax.Array:
+def highest(dtype: DTypeLike) -> jax.Array:
     """In place of inf."""
     if jnp.issubdtype(dtype, jnp.inexact):
         return -lowest(dtype)

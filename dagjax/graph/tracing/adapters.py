@@ -16,12 +16,13 @@ from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
 from dagjax.jaxprs.messages import TraceError
 from dagjax.types import Key, PyTree
+from dagjax.types import Key, Params, PyTree, State
 
 
 def from_linen(
     module: nn.Module,
-    variables: Any,
-    *inputs: Any,
+    variables: PyTree,
+    *inputs: PyTree,
     granularity: Granularity = "layers",
     train: bool = False,
     key: Key | None = None,
@@ -60,7 +61,7 @@ def from_linen(
 
 
 def _apply_linen(
-    function: Linen, train: bool, random: bool, params: Any, state: Any, *x: PyTree
+    function: Linen, train: bool, random: bool, params: Params, state: State, *x: PyTree
 ) -> tuple[Any, Any]:
     *data, key = x if random else (*x, None)
     return function.call(params, state, data, train, key)

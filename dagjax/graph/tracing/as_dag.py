@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from dagjax.graph.tracing.program import Program
 from dagjax.graph.tracing.trace import dag_of
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.versions import shape_of, trace_context
+from dagjax.types import Params, PyTree, State
 
 
 def as_dag(net: Network) -> DAG:
@@ -54,7 +56,7 @@ def graph_of(net: Network | Graph) -> Graph:
     return net if isinstance(net, Graph) else as_dag(net).graph
 
 
-def _static(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+def _static(tree: PyTree) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
     """What can be compared: the structure of a tree, and its shapes."""
     leaves, form = jax.tree.flatten(tree)
     return form, tuple(map(shape_of, leaves))
@@ -62,7 +64,9 @@ def _static(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
 
 @functools.lru_cache(maxsize=16)
 @gc_paused()
-def _traced(context: Any, form: Any, xs: Any, tree: Any, shapes: Any) -> DAG:
+def _traced(
+    context: Hashable, form: Any, xs: PyTree, tree: PyTree, shapes: PyTree
+) -> DAG:
     """Traced once for networks of one structure; it holds constants, no parameters."""
     del context
     net = tree.unflatten(shapes)
@@ -73,5 +77,5 @@ def _traced(context: Any, form: Any, xs: Any, tree: Any, shapes: Any) -> DAG:
     return dag_of(Program(request), None, None)
 
 
-def _call(tree: Any, params: Any, state: Any, *xs: Any) -> Any:
+def _call(tree: PyTree, params: Params, state: State, *xs: PyTree) -> Any:
     return tree.unflatten(()).replace(params=params, state=state)(*xs)

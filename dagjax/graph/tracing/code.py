@@ -31,7 +31,7 @@ class Slot(NamedTuple):
     place: int
     path: str
 
-    def read(self, leaves: Sequence[PyTree], aval: Any) -> Any:
+    def read(self, leaves: Sequence[PyTree], aval: Any) -> jax.Array:
         """The leaf.
 
         Raises:
@@ -70,7 +70,7 @@ class CallContext:
 
     def once(
         self, key: Hashable, values: Sequence[PyTree], compute: Callable[[], Any]
-    ) -> Any:
+    ) -> jax.Array:
         """What was computed of the very same arrays before, else computed now.
 
         Only where the same transformation traces it: what `vmap` or `jit` makes inside

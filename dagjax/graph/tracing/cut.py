@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend import core
 
 from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.jaxprs.primitives import is_sum
 from dagjax.jaxprs.program import Equation
+from dagjax.jaxprs.versions import Atom
 
 
 class Choice(NamedTuple):
@@ -181,6 +182,6 @@ class _Cutter:
         every = self.flow.cone([value], {*entering})  # with what no data goes into
         return Join(tuple(entering), tuple(every))
 
-    def _enters(self, atom: Any) -> bool:
+    def _enters(self, atom: Atom) -> bool:
         data = not isinstance(atom, core.Literal) and atom in self.flow.data
         return data and not self._is_mixed(atom)

@@ -24,7 +24,7 @@ from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
 from dagjax.jaxprs.primitives import MOVES, is_key, is_light
 from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
 from dagjax.jaxprs.unroll import unrolled
-from dagjax.types import PyTree
+from dagjax.types import Params, PyTree, State
 
 Granularity = str | Callable[[str], Hashable]
 _CHOICES = {
@@ -48,8 +48,8 @@ class Request:
     """
 
     fn: Callable[..., Any]
-    params: Any
-    state: Any
+    params: Params
+    state: State
     inputs: tuple[PyTree, ...]
     granularity: Granularity
     unroll: bool
@@ -67,7 +67,7 @@ class Request:
         return {name: jax.tree.structure(tree) for name, tree in whole.items()}
 
 
-def leaves_of(request: Request, params: Any, state: Any) -> Leaves:
+def leaves_of(request: Request, params: Params, state: State) -> Leaves:
     """The leaves of the parameters and of each part of the state, in traced order."""
     trees = {"params": params, **state}
     traced = {"params": request.params, "user": request.state}
@@ -281,7 +281,7 @@ class Plan:
             )
 
 
-def _results(shapes: Any, state: Any) -> tuple[Any, Any]:
+def _results(shapes: PyTree, state: State) -> tuple[Any, Any]:
     """The result without the new state, and the new state, None if there is none."""
     if state is None or type(shapes) is not tuple or len(shapes) != 2:
         return shapes, None

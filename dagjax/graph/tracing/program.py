@@ -54,7 +54,7 @@ class Program:
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: Any) -> Program:
+    def __deepcopy__(self, memo: dict[int, object]) -> Program:
         return self  # frozen, and jaxprs do not copy
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,7 +129,7 @@ def _batch(request: Request) -> int | None:
 def _resized(request: Request, old: int | None, new: int, keys: set[int]) -> Request:
     """The request with another batch size."""
 
-    def resized(place: int, x: PyTree) -> Any:
+    def resized(place: int, x: PyTree) -> PyTree:
         same = x.shape[:1] != (old,) or (place in keys and not is_key(x))
         return x if same else x.update(shape=(new, *x.shape[1:]))
 

@@ -20,16 +20,17 @@ from dagjax.graph.tracing.program import Program
 from dagjax.graph.tracing.traced import Traced, TracedMerge, TracedSignature
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError, TraceWarning, name_of
-from dagjax.jaxprs.versions import shape_of
+from dagjax.jaxprs.versions import Aval, shape_of
+from dagjax.types import Params, PyTree, State
 
 
 @gc_paused()
 def trace(
     fn: Callable[..., Any],
-    params: Any,
-    *inputs: Any,
+    params: Params,
+    *inputs: PyTree,
     granularity: Granularity = "layers",
-    state: Any = None,
+    state: State = None,
     unroll: bool = False,
 ) -> DAG:
     """A pure function as a DAG on its own tree of parameters.
@@ -90,7 +91,7 @@ def trace(
     return dag.replace(state=dag.state | {"keys": keys}) if keys else dag
 
 
-def dag_of(program: Program, params: Any, state: Any) -> DAG:
+def dag_of(program: Program, params: Params, state: State) -> DAG:
     """The DAG of a traced program, which gives it the arrays that it closed over."""
     parts = {"user": state, "consts": program.base.release()}
     held = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
@@ -135,12 +136,12 @@ def _space(plan: Plan, value: Value, batch: int | None) -> Any:
     return tuple(_space_of(v.aval, batch) for v in plan.cut.merges[value].ports)
 
 
-def _space_of(aval: Any, batch: int | None) -> Space:
+def _space_of(aval: Aval, batch: int | None) -> Space:
     batched = aval.shape[:1] == (batch,)
     return Space(aval.shape[1:] if batched else aval.shape, str(aval.dtype), batched)
 
 
-def _check_arrays(what: str, tree: Any) -> None:
+def _check_arrays(what: str, tree: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TraceError(

@@ -59,7 +59,7 @@ class Traced(Function):
     def _pattern(self) -> Hashable:
         return self.text, pattern_of(self._code.closed)
 
-    def own(self, params: Params, name: str) -> Any:
+    def own(self, params: Params, name: str) -> PyTree:
         """`{path: leaf}` of the parameters that it reads."""
         leaves = leaves_of(self.program.request, params, {})["params"]
         slots = [slot for slot in self._code.slots if slot.tree == "params"]
@@ -127,7 +127,7 @@ class TracedMerge:
     def __hash__(self) -> int:
         return hash((self.program, self.node))
 
-    def __deepcopy__(self, memo: Any) -> TracedMerge:
+    def __deepcopy__(self, memo: dict[int, object]) -> TracedMerge:
         return self  # frozen
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -149,12 +149,12 @@ class TracedMerge:
             context = CallContext(None, leaves_of(self.program.request, params, state))
         return functools.partial(self._read, context)
 
-    def _read(self, context: CallContext, ports: tuple[Port, ...]) -> Any:
+    def _read(self, context: CallContext, ports: tuple[Port, ...]) -> jax.Array:
         """Once for all arcs that read the node."""
         arrived = [x for port in ports for x in port]
         return context.once(self.node, arrived, lambda: self._merged(context, ports))
 
-    def _merged(self, context: CallContext, ports: tuple[Port, ...]) -> Any:
+    def _merged(self, context: CallContext, ports: tuple[Port, ...]) -> jax.Array:
         pairs = zip(self.roles, ports, strict=True)
         values = [role.filled(port, ports) for role, port in pairs]
         new, what = _sizes(values), f"what the merge {self.node!r} reads"
@@ -217,7 +217,11 @@ class TracedSignature(Signature):
         return tuple(given)
 
     def context(
-        self, params: Any, state: Any, values: dict[str, PyTree], xs: Iterable[Any] = ()
+        self,
+        params: Params,
+        state: State,
+        values: dict[str, PyTree],
+        xs: Iterable[Any] = (),
     ) -> CallContext:
         """The plan that the inputs fit, and the leaves with the keys of this call."""
         base, given = self.program.base, jax.tree.leaves(tuple(xs))
