@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any
-import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
@@ -33,8 +29,6 @@ from dagjax.graph.core.topology import Graph
 from dagjax.graph.tracing.as_dag import graph_of
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError
-from dagjax.jaxprs.program import Equation
-from dagjax.jaxprs.versions import Atom
 from dagjax.text import aligned
 from dagjax.types import PyTree
 

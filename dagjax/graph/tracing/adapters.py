@@ -15,7 +15,6 @@ from dagjax.graph.tracing.naming import path_of
 from dagjax.graph.tracing.plan import Granularity
 from dagjax.graph.tracing.trace import trace
 from dagjax.jaxprs.messages import TraceError
-from dagjax.types import Key, PyTree
 from dagjax.types import Key, Params, PyTree, State
 
 
