@@ -19,7 +19,7 @@ from dagjax.compaction.channels.arc_units import ARCS
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.mask_checks import leaves_like, named
-from dagjax.compaction.channels.units import ARCS, Units, units
+from dagjax.compaction.channels.units import Units, units
 from dagjax.graph.core.network import Network
 from dagjax.types import Params, PyTree
 
