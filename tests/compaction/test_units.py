@@ -158,6 +158,15 @@ def test_what_a_constant_writes_is_no_unit():
     assert members(lora()) == {("a", 1), ("b", 0)}
 
 
+def test_explain_says_what_else_writes_a_channel():
+    said = {(a.path, a.axis): a.reason for a in dj.explain(sinusoids()).axes}
+    assert said["e", 1] == said["w", 0] == "a constant or a state, which writes it too"
+    assert said["w", 1] == said["o", 0] == ""
+    assert "72 pinned by a constant or a state" in repr(dj.explain(sinusoids()))
+    said = {(a.path, a.axis): a.reason for a in dj.explain(unread()).axes}
+    assert said["z", 0] == said["z", 1] == "nothing reads it, so it goes without a mask"
+
+
 def test_a_key_and_value_head_takes_its_queries():
     net = grouped_queries()
     (heads,) = (g for g in dj.units(net).values() if len(g.members) == 4)

@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from dagjax.compaction.channels.coupling import Channels, Reason
+from dagjax.compaction.channels.coupling import Reason
 from dagjax.compaction.channels.units import Units, units
 from dagjax.graph.core.network import Network
 from dagjax.jaxprs.versions import Atom
 from dagjax.text import aligned
 
+_ONE_UNIT = "all of it is one unit"
+_ALSO_WRITTEN = "a constant or a state, which writes it too"
 _LARGEST = 10  # pins that the summary shows
 _ADVICE = {
     "an input": "the data has this size",
@@ -21,6 +23,7 @@ _ADVICE = {
     "scan runs": "the layers are cut alike, at the same indices; give them as a list, "
     "stack them inside the function and trace it with unroll=True: each has a width of "
     "its own then, and is an arc that may go",
+    _ALSO_WRITTEN: "it would stay without these; as a parameter it is cut with them",
     "no rule": "register_primitive of compaction.channels.wiring gives it one",
     "random": "trace the network in inference mode",
 }
@@ -128,29 +131,33 @@ def explain(net: Network) -> Explanation:
         Dense_1/kernel     1     3  pinned: an output
     """
     found = units(net)
-    names, channels = _names(found), found.source.channels
+    names = _names(found)
     leaves = dict(zip(found.paths, found.source.body.invars, strict=False))
-    axes = {path: _axes(path, var, names, channels) for path, var in leaves.items()}
+    axes = {path: _axes(path, var, names, found) for path, var in leaves.items()}
     entries = {path: math.prod(var.aval.shape) for path, var in leaves.items()}
     stay = sum(math.prod(a.size - a.cut for a in of) for of in axes.values())
     total, flat = sum(entries.values()), tuple(a for of in axes.values() for a in of)
     return Explanation(flat, total, total - stay, _pins(flat, entries))
 
 
-def _axes(
-    path: str, var: Atom, names: Mapping[int, str], channels: Channels
-) -> list[Axis]:
+def _axes(path: str, var: Atom, names: Mapping[int, str], found: Units) -> list[Axis]:
     """Each axis of a parameter."""
-    axes = []
+    axes, channels = [], found.source.channels
+    unread = found.paths.index(path) in found.dense.unread
     for axis, labels in enumerate(channels.at[var]):
         of = channels.classes.of[labels]
         named = [names[c] for c in of.tolist() if c in names]
         stuck = labels[of == channels.classes.pinned]
-        reason = _said(channels.reasons(stuck[:1])[0], len(of)) if len(stuck) else ""
-        if not named and not reason:
-            reason = "all of it is one unit"
+        reason, count = "", len(stuck)
+        if count:
+            reason = _said(channels.reasons(stuck[:1])[0], len(of))
+        elif unread or found.dense.removed[of].all():
+            reason = "nothing reads it, so it goes without a mask"
+        elif not named:
+            whole = bool((of == of[0]).all())
+            reason, count = (_ONE_UNIT, 0) if whole else (_ALSO_WRITTEN, len(of))
         groups = tuple(dict.fromkeys(named))
-        axes.append(Axis(path, axis, len(of), groups, reason, len(named), len(stuck)))
+        axes.append(Axis(path, axis, len(of), groups, reason, len(named), count))
     return axes
 
 
