@@ -50,6 +50,7 @@ quick: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(QUICK)
 
 soak: fuzz
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m soak tests
 
 fuzz: $(DEV)
 	DAGJAX_FUZZ_SEEDS=$(SEEDS) $(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import dagjax as dj
@@ -236,7 +237,10 @@ ZOO: dict[str, tuple[Callable[[], dj.Graph], tuple[tuple[int, ...], ...]]] = {
 
 # Every net in single precision, some in double; and few that show all there is: a
 # chain, convolutions, batch norm, skips, dropout, merges, several inputs and outputs.
-CASES = [(name, "float32") for name in ZOO]
+# ResNet-20 is ResNet-8 with more of the same blocks.
+SOAK = {"resnet20"}
+NAMES = [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in ZOO]
+CASES = [(name, "float32") for name in ZOO if name not in SOAK]
 CASES += [(name, "float64") for name in ("mlp", "resnet8", "inception", "two_streams")]
 FEW = [
     (name, dtype)
@@ -244,6 +248,7 @@ FEW = [
     if name in ("lenet5", "resnet8", "noisy", "dense_block", "inception", "two_streams")
     if (name, dtype) != ("resnet8", "float64")
 ]
+CASES += [pytest.param(n, "float32", marks=pytest.mark.soak) for n in SOAK]
 
 
 @functools.cache

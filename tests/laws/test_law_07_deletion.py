@@ -117,7 +117,7 @@ def test_zoo(name, dtype):
         assert not unchanged(case, arc, but=[arc.target])
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize("name", nets.NAMES)
 def test_zoo_round_trip(name):
     round_trip(nets.zoo(name), chosen(nets.zoo(name)))
 

@@ -46,7 +46,7 @@ def check(makes, shapes):
     return counted.traces
 
 
-@pytest.mark.parametrize("name", nets.ZOO)
+@pytest.mark.parametrize("name", nets.NAMES)
 def test_zoo_built_three_times_is_traced_once(name):
     (make, shapes), counted = nets.ZOO[name], Counted()
     for seed in range(3):

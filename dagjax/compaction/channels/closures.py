@@ -30,8 +30,9 @@ def closures(classes: Classes, chosen: Array) -> Any:
     while True:  # products of products: each pass goes one deeper, so this ends
         more = (reach + reach @ step).astype(bool)
         if more.nnz == reach.nnz:
-            more.sort_indices()
-            return more
+            closure = sparse.csr_matrix(more)
+            closure.sort_indices()
+            return closure
         reach = more
 
 
