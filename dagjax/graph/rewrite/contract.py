@@ -82,48 +82,81 @@ def split(dag: DAG, arc: str) -> DAG:
         >>> [a.name for a in dj.split(dag, "fc2").graph.arcs]
         ['fc1', 'fc2/relu', 'fc2/Dense']
     """
-    (whole,) = dag.graph.select([arc])
-    if not isinstance(whole.fn, Nested):
-        raise GraphError(f"{whole!r} carries no graph; there is nothing to split")
-    if whole.tied is not None:
-        raise GraphError(f"{whole!r} shares its parameters; split arcs of their own")
-    graph, inner = dag.graph, whole.fn.fn
-    # Several arcs into one port, or a merge inside: they need a node of their own.
-    end = inner.outputs[0]
-    plain = end not in (*inner.merge_of, *inner.inputs)
-    ends_here = plain and (whole.port is None or len(inner.arcs_into(end)) == 1)
-    called = {n: f"{arc}/{n}" for n in inner.nodes} | {inner.inputs[0]: whole.source}
-    called |= {end: whole.target} if ends_here else {}
-    arcs = [_outer(a, called, whole, ends_here and a.target == end) for a in inner.arcs]
-    if not ends_here:
-        name = unused(f"{arc}/pass", {a.name for a in arcs})
-        arcs.append(Arc(name, called[end], whole.target, identity, whole.port))
-    merges = {called[n]: m for n, m in inner.merges}
-    spaces = {called[n]: s for n, s in inner.spaces} | dict(graph.spaces)
+    (block,) = dag.graph.select([arc])
+    inner, graph = _inner_graph(block), dag.graph
+    names = _nodes_outside(block)
+    arcs = _arcs_outside(block, names)
     rest = [a for a in graph.arcs if a.name != arc]
     _check_names([a.params_name for a in arcs], rest)
-    for node in called.values():
-        if node in graph.levels and node not in (whole.source, whole.target):
+    _check_nodes(graph, block, names)
+    graph = graph.replace(
+        arcs=[*rest, *arcs],
+        merges=dict(graph.merges) | {names[n]: m for n, m in inner.merges},
+        spaces={names[n]: s for n, s in inner.spaces} | dict(graph.spaces),
+    )
+    return shaped(DAG(graph, _opened(dag.params, arc), _opened(dag.state, arc)))
+
+
+def _inner_graph(block: Arc) -> Graph:
+    """The graph that an arc carries."""
+    if not isinstance(block.fn, Nested):
+        raise GraphError(f"{block!r} carries no graph; there is nothing to split")
+    if block.tied is not None:
+        raise GraphError(f"{block!r} shares its parameters; split arcs of their own")
+    return block.fn.fn
+
+
+def _writes_target(block: Arc) -> bool:
+    """Whether its last arcs can write to the block's target themselves.
+
+    Several arcs into one port, or a merge at the end, need a node of their own.
+    """
+    inner = _inner_graph(block)
+    end = inner.outputs[0]
+    if end in inner.merge_of or end in inner.inputs:
+        return False
+    return block.port is None or len(inner.arcs_into(end)) == 1
+
+
+def _nodes_outside(block: Arc) -> dict[str, str]:
+    """`{node of the block: node of the network}`."""
+    inner = _inner_graph(block)
+    names = {node: f"{block.name}/{node}" for node in inner.nodes}
+    names[inner.inputs[0]] = block.source
+    return names | ({inner.outputs[0]: block.target} if _writes_target(block) else {})
+
+
+def _arcs_outside(block: Arc, names: dict[str, str]) -> list[Arc]:
+    """The arcs of a block as arcs of the network."""
+    inner, direct = _inner_graph(block), _writes_target(block)
+    end = inner.outputs[0]
+    arcs = [_outside(a, block, names, direct and a.target == end) for a in inner.arcs]
+    if direct:
+        return arcs
+    name = unused(f"{block.name}/pass", {a.name for a in arcs})
+    return [*arcs, Arc(name, names[end], block.target, identity, block.port)]
+
+
+def _outside(arc: Arc, block: Arc, names: dict[str, str], last: bool) -> Arc:
+    tied = None if arc.tied is None else f"{block.name}/{arc.tied}"
+    port = block.port if last else arc.port
+    ends = names[arc.source], names[arc.target]
+    return Arc(f"{block.name}/{arc.name}", *ends, arc.fn, port, tied)
+
+
+def _opened(tree: dict[str, PyTree], block: str) -> dict[str, PyTree]:
+    """Parameters or state with the entries of a block beside those of other arcs."""
+    rest = {name: own for name, own in tree.items() if name != block}
+    return rest | {f"{block}/{name}": own for name, own in tree.get(block, {}).items()}
+
+
+def _check_nodes(graph: Graph, block: Arc, names: dict[str, str]) -> None:
+    for node in names.values():
+        if node in graph.levels and node not in (block.source, block.target):
             raise GraphError(
                 f"there is a node {node!r} already; name the arc otherwise before "
                 "it is split"
             )
-    params, state = dict(dag.params), dict(dag.state)
-    opened = [
-        {f"{arc}/{n}": own for n, own in tree.pop(arc, {}).items()}
-        for tree in (params, state)
-    ]
-    graph = graph.replace(
-        arcs=[*rest, *arcs], merges=dict(graph.merges) | merges, spaces=spaces
-    )
-    return shaped(DAG(graph, params | opened[0], state | opened[1]))
-
-
-def _outer(arc: Arc, called: dict[str, str], whole: Arc, last: bool) -> Arc:
-    tied = None if arc.tied is None else f"{whole.name}/{arc.tied}"
-    port = whole.port if last else arc.port
-    ends = called[arc.source], called[arc.target]
-    return Arc(f"{whole.name}/{arc.name}", *ends, arc.fn, port, tied)
 
 
 def _chains(graph: Graph) -> list[list[str]]:
@@ -227,24 +260,31 @@ def _part(
     short: Callable[[str], str],
 ) -> Graph:
     """The part as a graph from "in" to "out"."""
-    inner = dict.fromkeys(n for arc in inside for n in (arc.source, arc.target))
-    names = {node: short(node) for node in inner if node not in ends}
-    if len({*names.values(), "in", "out"}) < len(names) + 2:
-        names = {node: node for node in names}  # a name would stand for two nodes
-    names |= dict(zip(ends, ("in", "out"), strict=True))
-    bare = ends[1] in graph.merge_of and not merges
+    names = _names_inside(inside, ends, short)
+    bare = ends[1] in graph.merge_of and not merges  # the arc has the port then
+    port = lambda arc: None if bare and arc.target == ends[1] else arc.port
+    tied = lambda arc: None if arc.tied is None else short(arc.tied)
     arcs = [
-        Arc(
-            short(a.name), names[a.source], names[a.target], a.fn,
-            None if bare and a.target == ends[1] else a.port,
-            None if a.tied is None else short(a.tied),
-        )
+        Arc(short(a.name), names[a.source], names[a.target], a.fn, port(a), tied(a))
         for a in inside
-    ]  # fmt: skip
-    known = {n: m for n, m in graph.merges if n in inner and n not in ends} | merges
-    unfed = {n for n in inner if n not in ends and not graph.arcs_into(n)}
+    ]
+    within = {*names} - {*ends}
+    known = {n: m for n, m in graph.merges if n in within} | merges
+    unfed = {n for n in within if not graph.arcs_into(n)}
     spaces = {names[n]: s for n, s in graph.spaces if n in unfed}
     return Graph(arcs, "in", "out", {names[n]: m for n, m in known.items()}, spaces)
+
+
+def _names_inside(
+    inside: tuple[Arc, ...], ends: tuple[str, str], short: Callable[[str], str]
+) -> dict[str, str]:
+    """Short names of the nodes of a part, unless two nodes would share one."""
+    nodes = dict.fromkeys(node for arc in inside for node in (arc.source, arc.target))
+    within = [node for node in nodes if node not in ends]
+    names = {node: short(node) for node in within}
+    if len({*names.values(), "in", "out"}) < len(names) + 2:
+        names = {node: node for node in within}
+    return names | dict(zip(ends, ("in", "out"), strict=True))
 
 
 def _with_arcs(graph: Graph, arcs: list[Arc], gone: dict[str, PyTree]) -> Graph:
