@@ -103,7 +103,10 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
     weak = bool(getattr(x, "weak_type", False))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
+    extended = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)  # a key's
+    # Without x64 an array of float64 becomes one of float32; jax 0.12 asks for that.
+    dtype = x.dtype if extended else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=weak)
 
 
 def trace_context() -> Hashable:
