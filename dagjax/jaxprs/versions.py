@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import Jaxpr as Jaxpr
@@ -103,7 +104,7 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     if not hasattr(x, "dtype"):
         x = np.asarray(x)
     weak = bool(getattr(x, "weak_type", False))
-    extended = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)  # a key's
+    extended = jnp.issubdtype(x.dtype, jax.dtypes.extended)  # a key
     # Without x64 an array of float64 becomes one of float32; jax 0.12 asks for that.
     dtype = x.dtype if extended else jax.dtypes.canonicalize_dtype(x.dtype)
     return jax.ShapeDtypeStruct(x.shape, dtype, weak_type=weak)
