@@ -11,9 +11,8 @@ import jax
 from dagjax.graph.core.dag import DAG
 from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph, GraphError
-from dagjax.graph.tracing.plan import Request
-from dagjax.graph.tracing.program import Program
 from dagjax.graph.tracing.trace import dag_of
+from dagjax.graph.tracing.traced_function import TracedFunction
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.versions import shape_of, trace_context
 from dagjax.types import Params, PyTree, State
@@ -73,8 +72,9 @@ def _traced(
     blank = net.replace(params=None, state=None)
     run = functools.partial(_call, jax.tree.structure(blank))
     vars(run)["__qualname__"] = type(net).__name__  # what messages call it
-    request = Request(run, net.params, net.state, form.unflatten(xs), "layers", False)
-    return dag_of(Program(request), None, None)
+    inputs = form.unflatten(xs)
+    function = TracedFunction(run, net.params, net.state, inputs, "layers", False)
+    return dag_of(function, None, None)
 
 
 def _call(tree: PyTree, params: Params, state: State, *xs: PyTree) -> Any:

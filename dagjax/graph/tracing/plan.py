@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.core
 from jax.extend import core
 
 from dagjax.graph.tracing import nodes
-from dagjax.graph.tracing.code import Code, Leaves, Shared, Slot
+from dagjax.graph.tracing.code import Code, Shared, Slot
 from dagjax.graph.tracing.cut import Cut, Piece, cut
 from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.graph.tracing.naming import Names, Unique, path_of
@@ -24,7 +23,10 @@ from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
 from dagjax.jaxprs.primitives import MOVES, is_key, is_light
 from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
 from dagjax.jaxprs.unroll import unrolled
-from dagjax.types import Params, PyTree, State
+from dagjax.types import PyTree, State
+
+if TYPE_CHECKING:
+    from dagjax.graph.tracing.traced_function import TracedFunction
 
 Granularity = str | Callable[[str], Hashable]
 _CHOICES = {
@@ -34,72 +36,19 @@ _CHOICES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """What is to be traced.
-
-    Args:
-        fn: `fn(params, *inputs)`, or with `state` in second place.
-        params: Shapes.
-        state: Shapes, or None.
-        inputs: Shapes; a tuple.
-        granularity: Which values become nodes.
-        unroll: Whether loops of known length are written out.
-    """
-
-    fn: Callable[..., Any]
-    params: Params
-    state: State
-    inputs: tuple[PyTree, ...]
-    granularity: Granularity
-    unroll: bool
-
-    @property
-    def args(self) -> tuple[PyTree, ...]:
-        """The arguments of the function."""
-        held = () if self.state is None else (self.state,)
-        return (self.params, *held, *self.inputs)
-
-    @functools.cached_property
-    def trees(self) -> dict[str, PyTree]:
-        """The structures of the parameters and of the state."""
-        whole = {"params": self.params, "user": self.state}
-        return {name: jax.tree.structure(tree) for name, tree in whole.items()}
-
-
-def leaves_of(request: Request, params: Params, state: State) -> Leaves:
-    """The leaves of the parameters and of each part of the state, in traced order."""
-    trees = {"params": params, **state}
-    traced = {"params": request.params, "user": request.state}
-    return {
-        name: _aligned(traced.get(name), request.trees.get(name), tree)
-        for name, tree in trees.items()
-    }
-
-
-def _aligned(traced: Any, form: Any, tree: Any) -> list[PyTree]:
-    """Leaves in the order of the traced tree; a tree with more of them is no harm."""
-    leaves, here = jax.tree.flatten(tree)
-    if traced is None or form == here:
-        return leaves
-    found = dict(jax.tree_util.tree_leaves_with_path(tree))
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced)]
-    return [found.get(path) for path in paths]
-
-
 class Plan:
     """A program traced at given shapes, its nodes chosen and its pieces named.
 
     Args:
-        request: What is traced.
+        function: What is traced.
         known: Digests of the arrays that the function closes over at other shapes.
     """
 
-    def __init__(self, request: Request, known: Sequence[str] | None = None):
-        closed, shapes = traced(request.fn, request.args)
-        self.request = request
+    def __init__(self, function: TracedFunction, known: Sequence[str] | None = None):
+        closed, shapes = traced(function.fn, function.args)
+        self.function = function
         self.program = program_of(
-            unrolled(closed) if request.unroll else closed, through_remat=True
+            unrolled(closed) if function.unroll else closed, through_remat=True
         )
         self._codes: dict[str, Code] = {}
         self._merges: dict[str, Code] = {}
@@ -107,19 +56,19 @@ class Plan:
         self._consts = dict(self.program.consts)
         self.program.consts.update(dict.fromkeys(self.program.consts))
         self.digests = [*map(_digest, self._consts.values())]
-        self.result, self.new_state = _results(shapes, request.state)
+        self.result, self.new_state = _results(shapes, function.state)
         ends = len(jax.tree.leaves(self.result))
         self.outvars = self.program.outvars[:ends]
         self.state_outvars = self.program.outvars[ends:]
         places = dict(zip(self._consts, self.digests, strict=True))
-        self.slots = _slots(self.program, request, places, known or self.digests)
+        self.slots = _slots(self.program, function, places, known or self.digests)
         self.own = {v: x for v, x in self._consts.items() if v not in self.slots}
         self.inputs = [v for v in self.program.invars if v not in self.slots]
         held = [v for v, slot in self.slots.items() if slot.tree != "keys"]
         held += self.own
         self.flow = Flow(self.program, self.inputs, held, self.outvars)
         self._check()
-        self.cut, self.names = _named(self, request.granularity)
+        self.cut, self.names = _named(self, function.granularity)
         self.piece_of = {name: piece for piece, name in self.names.pieces.items()}
         self.value_of = {name: value for value, name in self.names.nodes.items()}
 
@@ -145,7 +94,7 @@ class Plan:
     @functools.cached_property
     def key_places(self) -> list[int]:
         """Where the keys stand among the leaves of the inputs."""
-        inputs = self.program.invars[-len(jax.tree.leaves(self.request.inputs)) :]
+        inputs = self.program.invars[-len(jax.tree.leaves(self.function.inputs)) :]
         return [i for i, v in enumerate(inputs) if v in self.slots]
 
     @functools.cached_property
@@ -275,7 +224,7 @@ class Plan:
             maker = self.flow.maker.get(variable)
             where = line_of(maker.eqn) if maker else ""
             raise TraceError(
-                f"the output {path_of(path)} of {name_of(self.request.fn)} "
+                f"the output {path_of(path)} of {name_of(self.function.fn)} "
                 f"({shape.dtype}{list(shape.shape)}) does not depend on the inputs"
                 f"{where}; return it apart, or make what it depends on an input"
             )
@@ -291,12 +240,15 @@ def _results(shapes: PyTree, state: State) -> tuple[Any, Any]:
 
 
 def _slots(
-    program: Program, request: Request, consts: dict[Value, str], known: Sequence[str]
+    program: Program,
+    function: TracedFunction,
+    consts: dict[Value, str],
+    known: Sequence[str],
 ) -> dict[Value, Slot]:
     """Where each leaf is found: in the parameters, or in a part of the state."""
     slots: dict[Value, Slot] = {}
     invars = iter(program.invars)
-    for name, tree in (("params", request.params), ("user", request.state)):
+    for name, tree in (("params", function.params), ("user", function.state)):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         for place, (path, _) in enumerate(leaves):
             slots[next(invars)] = Slot(name, place, path_of(path))
@@ -354,8 +306,8 @@ def _names(plan: Plan, taken: Cut) -> Names:
 
 def _input_paths(plan: Plan) -> dict[Value, str]:
     """The names of the function's arguments, with the paths inside them."""
-    inputs = plan.request.inputs
-    known = _argument_names(plan.request)
+    inputs = plan.function.inputs
+    known = _argument_names(plan.function)
     alone = ["x"] if len(plan.inputs) == 1 else []
     spare = alone + [f"x{i}" for i in range(len(alone), len(inputs))]
     called = [*known, *spare[len(known) :]][: len(inputs)]
@@ -368,10 +320,10 @@ def _input_paths(plan: Plan) -> dict[Value, str]:
     return dict(zip(plan.program.invars[first:], paths, strict=True))
 
 
-def _argument_names(request: Request) -> list[str]:
-    skip = len(request.args) - len(request.inputs)
+def _argument_names(function: TracedFunction) -> list[str]:
+    skip = len(function.args) - len(function.inputs)
     try:
-        known = [*inspect.signature(request.fn).parameters.values()][skip:]
+        known = [*inspect.signature(function.fn).parameters.values()][skip:]
     except (TypeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

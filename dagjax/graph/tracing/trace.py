@@ -15,9 +15,9 @@ from dagjax.graph.core.topology import Arc, Graph, Space
 from dagjax.graph.tracing.cut import Join
 from dagjax.graph.tracing.flow import Value
 from dagjax.graph.tracing.naming import path_of
-from dagjax.graph.tracing.plan import Granularity, Plan, Request
-from dagjax.graph.tracing.program import Program
+from dagjax.graph.tracing.plan import Granularity, Plan
 from dagjax.graph.tracing.traced import Traced, TracedMerge, TracedSignature
+from dagjax.graph.tracing.traced_function import TracedFunction
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.messages import TraceError, TraceWarning, name_of
 from dagjax.jaxprs.versions import Aval, shape_of
@@ -83,25 +83,25 @@ def trace(
     for what, tree in (("params", params), ("state", state), ("inputs", inputs)):
         _check_arrays(what, tree)
     shapes = [jax.tree.map(shape_of, tree) for tree in (params, state, inputs)]
-    program = Program(Request(fn, *shapes, granularity=granularity, unroll=unroll))
-    _warn_of_unread(program.base)
+    function = TracedFunction(fn, *shapes, granularity=granularity, unroll=unroll)
+    _warn_of_unread(function.base)
     leaves = jax.tree.leaves(inputs)
-    dag = dag_of(program, params, state)
-    keys = [leaves[leaf] for leaf in program.base.key_places]
+    dag = dag_of(function, params, state)
+    keys = [leaves[leaf] for leaf in function.base.key_places]
     return dag.replace(state=dag.state | {"keys": keys}) if keys else dag
 
 
-def dag_of(program: Program, params: Params, state: State) -> DAG:
-    """The DAG of a traced program, which gives it the arrays that it closed over."""
-    parts = {"user": state, "consts": program.base.release()}
+def dag_of(function: TracedFunction, params: Params, state: State) -> DAG:
+    """The DAG of a traced function, which gives it the arrays that it closed over."""
+    parts = {"user": state, "consts": function.base.release()}
     held = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    return DAG(_graph(program), params, held)
+    return DAG(_graph(function), params, held)
 
 
-def _graph(program: Program) -> Graph:
-    plan = program.base
+def _graph(function: TracedFunction) -> Graph:
+    plan = function.base
     arcs = [
-        Arc(name, source, target, Traced(program, name), port)
+        Arc(name, source, target, Traced(function, name), port)
         for name, (source, target, port) in plan.structure.items()
     ]
     called = plan.names.nodes
@@ -109,13 +109,13 @@ def _graph(program: Program) -> Graph:
         arcs,
         [called[v] for v in plan.inputs],
         dict.fromkeys(called[v] for v in plan.outvars),
-        {called[v]: _merge(program, v, join) for v, join in plan.cut.merges.items()},
-        {called[v]: _space(plan, v, program.batch) for v in plan.cut.nodes},
-        signature=TracedSignature(program),
+        {called[v]: _merge(function, v, join) for v, join in plan.cut.merges.items()},
+        {called[v]: _space(plan, v, function.batch) for v in plan.cut.nodes},
+        signature=TracedSignature(function),
     )
 
 
-def _merge(program: Program, value: Value, join: Join) -> Any:
+def _merge(function: TracedFunction, value: Value, join: Join) -> Any:
     """The merge of the built graphs where there is one, else the equations."""
     (last,) = join.equations[-1:]
     alone = len(join.equations) == 1 and [*last.eqn.invars] == [*join.ports]
@@ -125,9 +125,9 @@ def _merge(program: Program, value: Value, join: Join) -> Any:
         return Concat(dimension - ndim if dimension == ndim - 1 else dimension)
     floats = alike and np.issubdtype(value.aval.dtype, np.inexact)
     # With one example an axis of size 1 may be another one's batch axis.
-    if floats and program.batch != 1 and last.name in ("mul", "max"):
+    if floats and function.batch != 1 and last.name in ("mul", "max"):
         return {"mul": Product(), "max": Max()}[last.name]
-    return TracedMerge(program, program.base.names.nodes[value])
+    return TracedMerge(function, function.base.names.nodes[value])
 
 
 def _space(plan: Plan, value: Value, batch: int | None) -> Any:
@@ -158,7 +158,7 @@ def _warn_of_unread(plan: Plan) -> None:
     unread = [slot.path for v, slot in held if v not in read]
     if unread:
         warnings.warn(
-            f"{name_of(plan.request.fn)} does not use the parameters "
+            f"{name_of(plan.function.fn)} does not use the parameters "
             f"{', '.join(unread[:8])}{', ...' if len(unread) > 8 else ''}; no arc "
             "reads them. Leave them out of params, or use them",
             TraceWarning,

@@ -16,8 +16,8 @@ from dagjax.graph.core.signature import Signature
 from dagjax.graph.tracing.code import CallContext
 from dagjax.graph.tracing.naming import describe, kind
 from dagjax.graph.tracing.neutral import roles, settled
-from dagjax.graph.tracing.plan import Plan, leaves_of
-from dagjax.graph.tracing.program import Program, Shape
+from dagjax.graph.tracing.plan import Plan
+from dagjax.graph.tracing.traced_function import Shape, TracedFunction
 from dagjax.jaxprs.fingerprint import pattern_of
 from dagjax.jaxprs.messages import TraceError, name_of
 from dagjax.jaxprs.primitives import is_key, is_known
@@ -32,18 +32,18 @@ class Traced(Function):
 
     reads_all_params = True
 
-    def __init__(self, program: Program, name: str):
-        super().__init__(program.request.fn, (program, name), name)
-        self.program = program
-        piece = program.base.piece_of[name]
-        self._code = program.base.whole_arc(name)
+    def __init__(self, function: TracedFunction, name: str):
+        super().__init__(function.fn, (function, name), name)
+        self.function = function
+        piece = function.base.piece_of[name]
+        self._code = function.base.whole_arc(name)
         self._dtype = piece.source.aval.dtype
-        work = program.base.cut.work(piece)
+        work = function.base.cut.work(piece)
         self.opaque = not all(map(is_known, work))
-        self.text = ("-" if piece.negated else "") + describe(program.base.flow, work)
+        self.text = ("-" if piece.negated else "") + describe(function.base.flow, work)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Traced, (self.program, self.name)
+        return Traced, (self.function, self.name)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class Traced(Function):
 
     def own(self, params: Params, name: str) -> PyTree:
         """`{path: leaf}` of the parameters that it reads."""
-        leaves = leaves_of(self.program.request, params, {})["params"]
+        leaves = self.function.leaves(params, {})["params"]
         slots = [slot for slot in self._code.slots if slot.tree == "params"]
         return {slot.path: leaves[slot.place] for slot in slots}
 
@@ -92,8 +92,8 @@ class Traced(Function):
             )
         source = lambda plan: plan.piece_of[self.name].source.aval.shape
         if context is None:
-            context = CallContext(None, leaves_of(self.program.request, params, state))
-        plan = _plan(self.program, context, source, x.shape, what)
+            context = CallContext(None, self.function.leaves(params, state))
+        plan = _plan(self.function, context, source, x.shape, what)
         code, piece = plan.arc(self.name)
         made = (piece.source, piece.end)  # other arcs may deliver it elsewhere
         (y,) = context.once(made, [x], lambda: code(context, x))
@@ -109,10 +109,10 @@ class Traced(Function):
 class TracedMerge:
     """Equations of a traced function in which branches meet."""
 
-    def __init__(self, program: Program, node: str):
-        self.program, self.node = program, node
-        self._value = program.base.value_of[node]
-        self._join = program.base.cut.merges[self._value]
+    def __init__(self, function: TracedFunction, node: str):
+        self.function, self.node = function, node
+        self._value = function.base.value_of[node]
+        self._join = function.base.cut.merges[self._value]
         self.word = kind(self._join.equations)
         self.roles = roles(self._join)
         self.opaque = not all(map(is_known, self._join.equations))
@@ -120,18 +120,18 @@ class TracedMerge:
         self.additive = moving.issuperset(e.name for e in self._join.equations)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TracedMerge) and (self.program, self.node) == (
-            other.program, other.node
+        return isinstance(other, TracedMerge) and (self.function, self.node) == (
+            other.function, other.node
         )  # fmt: skip
 
     def __hash__(self) -> int:
-        return hash((self.program, self.node))
+        return hash((self.function, self.node))
 
     def __deepcopy__(self, memo: dict[int, object]) -> TracedMerge:
         return self  # frozen
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TracedMerge, (self.program, self.node)
+        return TracedMerge, (self.function, self.node)
 
     def __repr__(self) -> str:
         return self.word.capitalize()
@@ -139,14 +139,14 @@ class TracedMerge:
     @functools.cached_property
     def pattern(self) -> Hashable:
         """Its equations with their shapes."""
-        return pattern_of(self.program.base.whole_merge(self.node).closed)
+        return pattern_of(self.function.base.whole_merge(self.node).closed)
 
     def bind(
         self, params: Params, state: State, context: CallContext | None = None
     ) -> Callable[..., Any]:
         """The merge with its parameters."""
         if context is None:
-            context = CallContext(None, leaves_of(self.program.request, params, state))
+            context = CallContext(None, self.function.leaves(params, state))
         return functools.partial(self._read, context)
 
     def _read(self, context: CallContext, ports: tuple[Port, ...]) -> jax.Array:
@@ -158,7 +158,7 @@ class TracedMerge:
         pairs = zip(self.roles, ports, strict=True)
         values = [role.filled(port, ports) for role, port in pairs]
         new, what = _sizes(values), f"what the merge {self.node!r} reads"
-        plan = _plan(self.program, context, self._shapes, new, what)
+        plan = _plan(self.function, context, self._shapes, new, what)
         (y,) = plan.merge(self.node)(context, *values)
         return settled(self.roles, ports, y)
 
@@ -171,17 +171,17 @@ class TracedMerge:
 class TracedSignature(Signature):
     """The arguments and the result of the function that was traced."""
 
-    program: Program
+    function: TracedFunction
 
     @property
     def example_inputs(self) -> tuple[PyTree, ...]:
         """Shapes of inputs that it takes."""
-        return self.program.request.inputs
+        return self.function.inputs
 
     @property
     def updated_state(self) -> tuple[str, ...]:
         """Paths of the numbers of the state that the function returns changed."""
-        plan = self.program.base
+        plan = self.function.base
         if plan.new_state is None:
             return ()
         slots = [slot for slot in plan.slots.values() if slot.tree == "user"]
@@ -195,12 +195,12 @@ class TracedSignature(Signature):
 
     def inputs(self, xs: Iterable[Any]) -> tuple[Any, ...]:
         """The arrays among the leaves; keys are no data."""
-        xs, plan = tuple(xs), self.program.base
-        traced = self.program.request.inputs
+        xs, plan = tuple(xs), self.function.base
+        traced = self.function.inputs
         ours, theirs = jax.tree.structure(traced), jax.tree.structure(xs)
         if len(xs) == len(traced) and ours != theirs:
             raise TraceError(
-                f"{name_of(self.program.request.fn)} was traced with inputs of the "
+                f"{name_of(self.function.fn)} was traced with inputs of the "
                 f"form {ours}, got {theirs}"
             )
         given, keys = jax.tree.leaves(xs), plan.key_places
@@ -210,7 +210,7 @@ class TracedSignature(Signature):
         if len(given) != len(shapes) or any(map(is_key, given)):
             names = ", ".join(shape.str_short() for shape in shapes)
             raise TraceError(
-                f"{name_of(self.program.request.fn)} was traced with {len(shapes)} "
+                f"{name_of(self.function.fn)} was traced with {len(shapes)} "
                 f"arrays ({names}) and {len(keys)} keys, got {len(given)} leaves; its "
                 "parameters and state are in the DAG (dag.replace(params=...))"
             )
@@ -224,8 +224,8 @@ class TracedSignature(Signature):
         xs: Iterable[Any] = (),
     ) -> CallContext:
         """The plan that the inputs fit, and the leaves with the keys of this call."""
-        base, given = self.program.base, jax.tree.leaves(tuple(xs))
-        leaves = leaves_of(self.program.request, params, state)
+        base, given = self.function.base, jax.tree.leaves(tuple(xs))
+        leaves = self.function.leaves(params, state)
         places = base.key_places
         if places and len(given) == len(places) + len(base.inputs):
             leaves["keys"] = [given[i] for i in places]
@@ -234,7 +234,7 @@ class TracedSignature(Signature):
             return CallContext(None, leaves)
         shapes = lambda plan: _sizes(v.aval for v in plan.inputs)
         new, what = _sizes(values[name] for name in names), ", ".join(names)
-        return CallContext(self.program.plan(shapes, new, f"the input {what}"), leaves)
+        return CallContext(self.function.plan(shapes, new, f"the input {what}"), leaves)
 
     def result(
         self,
@@ -244,7 +244,7 @@ class TracedSignature(Signature):
         context: Any,
     ) -> tuple[Any, Any]:
         """The tree that the function returns, and the state with what it updates."""
-        plan = context.plan or self.program.base
+        plan = context.plan or self.function.base
         names = [plan.names.nodes[v] for v in plan.outvars]
         if outputs != tuple(dict.fromkeys(names)):  # a part of the network
             return super().result(read, outputs, state, context)
@@ -260,7 +260,7 @@ class TracedSignature(Signature):
 
     def shape(self, node: str, port: int | None, space: Any, batch: Shape) -> Shape:
         """The shape of a node's value at a batch size."""
-        plan = self.program.at(batch[0]) if batch else self.program.base
+        plan = self.function.at(batch[0]) if batch else self.function.base
         if node not in plan.value_of:  # one that was not traced
             return super().shape(node, port, space, batch)
         value = plan.value_of[node]
@@ -269,12 +269,12 @@ class TracedSignature(Signature):
 
 
 def _plan(
-    program: Program, context: CallContext, shape_in: Any, new: Shape, what: str
+    function: TracedFunction, context: CallContext, shape_in: Any, new: Shape, what: str
 ) -> Plan:
     """The plan for values of a shape: that of the call, if they have it there."""
     if context.plan is not None and shape_in(context.plan) == new:
         return context.plan
-    return program.plan(shape_in, new, what)
+    return function.plan(shape_in, new, what)
 
 
 def _sizes(values: Iterable[Any]) -> Shape:
