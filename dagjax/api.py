@@ -23,7 +23,7 @@ from dagjax.experiments.experiment import Experiment, Report, Setup
 from dagjax.experiments.granularity import GRANULARITIES, check_densities, make_pruner
 from dagjax.experiments.model import Model, as_model
 from dagjax.experiments.optimizers import make_tx
-from dagjax.experiments.result import Record, table
+from dagjax.experiments.result import Record, Settings, table
 from dagjax.experiments.run_folder import TICKETS
 from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
@@ -32,6 +32,7 @@ from dagjax.experiments.train import TrainConfig, Trained
 from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph
 from dagjax.report import drawing, figures
+from dagjax.types import Mask
 
 DENSITIES = (0.67, 0.45, 0.3, 0.2)
 
@@ -58,7 +59,7 @@ class Result:
     compacted: CutOut | None = None
 
     @property
-    def masks(self) -> Any:
+    def masks(self) -> Mask:
         """The tickets' masks `{"params": ..., "gates": ...}`, `[round, seed, ...]`."""
         return self.record.masks
 
@@ -291,7 +292,9 @@ def _fingerprint(data: Data) -> str:
     return f"{list(data.x_train.shape)} + {list(data.x_test.shape)} #{crc:08x}"
 
 
-def _open(out: Any, settings: dict[str, Any], resume: bool) -> Store:
+def _open(
+    out: str | os.PathLike[str] | None, settings: Settings, resume: bool
+) -> Store:
     """The store of finished rounds; emptied unless the run is to go on."""
     if out is None:
         return Store(None)
@@ -305,7 +308,7 @@ def _open(out: Any, settings: dict[str, Any], resume: bool) -> Store:
     return rounds
 
 
-def _tickets(out: Any, resume: bool) -> Store:
+def _tickets(out: str | os.PathLike[str] | None, resume: bool) -> Store:
     """The store of trained tickets; emptied unless the run is to go on."""
     store = Store(None if out is None else Path(out) / TICKETS)
     if not resume:
@@ -374,5 +377,5 @@ def _divisor(steps: int) -> int:
     return next(n for n in range(max(1, steps // 50), 0, -1) if steps % n == 0)
 
 
-def _name(fn: Any) -> str:
+def _name(fn: Objective) -> str:
     return getattr(fn, "__name__", type(fn).__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from dagjax.sparsity import masks, scores, selection, units
 from dagjax.sparsity.pruners import Pruner, one_shot
 from dagjax.sparsity.scores import Score
 from dagjax.sparsity.selection import Selection
-from dagjax.types import Array, Mask, PyTree, Scalar
+from dagjax.types import Array, Key, Mask, PyTree, Scalar
 
 
 class Granularity(NamedTuple):
@@ -115,7 +115,7 @@ def make_score(name: str, model: Model, task: Task) -> Score:
         state, x, y = batch
         return jnp.mean(task.loss(model.apply(theta, state, x)[0], y))
 
-    def gate(key: Any, theta: Theta, mask: Mask, batch: Any) -> Any:
+    def gate(key: Key, theta: Theta, mask: Mask, batch: PyTree) -> PyTree:
         of_gates = lambda gates, batch: loss({**theta, "gates": gates}, batch)
         score = scores.gate(of_gates)
         return {

@@ -9,7 +9,7 @@ One `round_fn`, two drivers: `make_lottery` scans it (one program, mapped over s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,14 +29,14 @@ from dagjax.experiments.train import (
     scanned,
 )
 from dagjax.sparsity.pruners import Pruner
-from dagjax.types import Mask, Scalar
+from dagjax.types import Mask, PyTree, Scalar
 
 
 class Point(NamedTuple):
     """What one round hands to the next."""
 
     mask: Mask
-    memory: Any  # of the pruner
+    memory: PyTree  # of the pruner
     number: jax.Array
 
 
@@ -107,7 +107,9 @@ def make_prune(pruner: Pruner, config: TrainConfig) -> Callable[..., tuple[Mask,
     return prune
 
 
-def start_fn(pieces: Pieces, keys: Keys, data: Data, lr: Any) -> tuple[Trained, Point]:
+def start_fn(
+    pieces: Pieces, keys: Keys, data: Data, lr: Scalar | None
+) -> tuple[Trained, Point]:
     """The rewind point and the full mask."""
     start, point = pieces.init(keys, data)
     if pieces.pretrain is not None:
@@ -120,7 +122,7 @@ def round_fn(
     keys: Keys,
     start: Trained,
     data: Data,
-    lr: Any,
+    lr: Scalar | None,
     point: Point,
     density: Scalar,
 ) -> tuple[Point, Round]:
@@ -130,7 +132,7 @@ def round_fn(
     return Point(mask, memory, point.number + 1), Round(point.mask, info)
 
 
-def next_densities(densities: Any) -> jax.Array:
+def next_densities(densities: Sequence[float] | jax.Array) -> jax.Array:
     """The density that each round prunes to: the rounds train at 1, d_1, ..., d_R."""
     densities = jnp.asarray(densities, jnp.float32)
     return jnp.concatenate([densities, densities[-1:]])
@@ -185,7 +187,10 @@ def make_lottery(
     )
 
     def run(
-        keys: Keys, data: Data, densities: Any, learning_rate: Any = None
+        keys: Keys,
+        data: Data,
+        densities: Sequence[float] | jax.Array,
+        learning_rate: Scalar | None = None,
     ) -> tuple[Trained, Round]:
         start, point = start_fn(pieces, keys, data, learning_rate)
         body = lambda point, density: round_fn(

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from dagjax.types import PyTree
+from dagjax.types import PyTree, Scalar
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -62,7 +62,7 @@ def make_tx(
     return make(learning_rate=learning_rate)
 
 
-def with_learning_rate(opt_state: PyTree, learning_rate: Any) -> Any:
+def with_learning_rate(opt_state: PyTree, learning_rate: Scalar | None) -> PyTree:
     """An optimizer state with another learning rate; the state as it is for None."""
     if learning_rate is None:
         return opt_state

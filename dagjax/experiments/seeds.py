@@ -69,19 +69,19 @@ def over_seeds(fn: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
     return functools.partial(_batched, fn, shared)
 
 
-def _batched(fn: Callable[..., Any], shared: int, *args: PyTree) -> Any:
+def _batched(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
     own = len(args) - shared
     return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*args)
 
 
-def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> Any:
+def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
     own, common = args[: len(args) - shared], args[len(args) - shared :]
     seeds = jax.tree.leaves(own)[0].shape[0]
     devices = min(jax.local_device_count(), seeds)
     padded = -(-seeds // devices) * devices
     pad = lambda x: x[jnp.arange(padded) % seeds] if padded > seeds else x
 
-    def local(mine: Any, common: Any) -> Any:
+    def local(mine: PyTree, common: PyTree) -> PyTree:
         one = lambda args: fn(*args, *common)
         if padded == devices:  # one seed a device: no loop, which slows convolutions
             alone = one(jax.tree.map(lambda x: x[0], mine))
@@ -96,7 +96,7 @@ def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> Any:
     return jax.tree.map(lambda x: x[:seeds], run(jax.tree.map(pad, own), common))
 
 
-def place(tree: PyTree, seeds: int, shared: bool = False) -> Any:
+def place(tree: PyTree, seeds: int, shared: bool = False) -> PyTree:
     """Put arrays where `over_seeds` wants them, so that no call copies them again.
 
     Args:

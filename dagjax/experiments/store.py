@@ -69,7 +69,7 @@ class Store:
             np.savez_compressed(file, **arrays)
         os.replace(part, self._path(name))
 
-    def load(self, name: str, like: PyTree) -> Any:
+    def load(self, name: str, like: PyTree) -> PyTree:
         """Load a tree of the structure of `like`; the leaves of `like` do not matter.
 
         Raises:
@@ -87,7 +87,7 @@ class Store:
             ) from error
         return jax.tree.unflatten(tree, arrays)
 
-    def write_json(self, name: str, record: Any) -> None:
+    def write_json(self, name: str, record: PyTree) -> None:
         """Write a JSON record."""
         if self.folder is None:
             return
@@ -131,7 +131,9 @@ def _strict(record: Any) -> Any:
     return record
 
 
-def check_same(before: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
+def check_same(
+    before: dict[str, Any], now: dict[str, Any], folder: str | os.PathLike[str]
+) -> None:
     """Refuse to go on with, or to overwrite, a run of another configuration.
 
     Raises:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from dagjax.experiments.examples import Data
+from dagjax.experiments.model import Trainable
 from dagjax.objectives import (
     Objective,
     cross_entropy,
@@ -54,7 +54,7 @@ def task_of(
     return Task(loss or default[0], metric or default[1])
 
 
-def check_fit(task: Task, model: Any, data: Data) -> None:
+def check_fit(task: Task, model: Trainable, data: Data) -> None:
     """Refuse a net, a loss and data that do not fit; only shapes are computed.
 
     Args:

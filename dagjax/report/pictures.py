@@ -12,6 +12,7 @@ import numpy as np
 from dagjax.experiments.result import Record
 from dagjax.graph.core.topology import natural
 from dagjax.report.style import FAINT, MUTED, canvas
+from dagjax.types import Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +99,7 @@ def image(mask: np.ndarray, pixels: tuple[int, int] = _PIXELS) -> np.ndarray:
     return flat
 
 
-def _leaves(masks: Any, seed: int) -> list[Leaf]:
+def _leaves(masks: Mask, seed: int) -> list[Leaf]:
     """The prunable leaves of one seed; the gates are one leaf `[round, arc, 1]`."""
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(masks["params"]):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 
+from dagjax.experiments.experiment import Report
 from dagjax.experiments.result import HEADERS, cells
 from dagjax.types import PyTree
 
@@ -44,7 +44,7 @@ class Follower:
             self.task, completed=done, total=total, description="training"
         )
 
-    def on_round(self, report: Any) -> None:
+    def on_round(self, report: Report) -> None:
         """Say how a round ended: means over seeds."""
         self.console.print(
             f"[{report.done:>{len(str(report.total))}}/{report.total}] "

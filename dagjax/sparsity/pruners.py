@@ -35,7 +35,7 @@ class Update(Protocol):
 class Init(Protocol):
     """Start the memory of a pruner."""
 
-    def __call__(self, params: Params) -> Any:
+    def __call__(self, params: Params) -> PyTree:
         """The first state."""
         ...
 

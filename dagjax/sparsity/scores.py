@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.sparsity import masks
-from dagjax.types import Array, Mask, Params, PyTree
+from dagjax.types import Mask, Params, PyTree
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -23,12 +23,12 @@ class Score(Protocol):
 
     def __call__(
         self, key: jax.Array, params: Params, mask: Mask, batch: PyTree
-    ) -> Any:
+    ) -> PyTree:
         """Scores shaped like the mask, None where it is None."""
         ...
 
 
-def magnitude(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
+def magnitude(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> PyTree:
     """`|w|` (Han et al. 2015).
 
     Example:
@@ -49,7 +49,7 @@ def _absolute(w: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.abs(w), unsigned)
 
 
-def random(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
+def random(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> PyTree:
     """Uniform in [0, 1): the control of every other score."""
     del params, batch
     leaves, tree = jax.tree.flatten(mask)
@@ -73,7 +73,7 @@ def taylor(loss: Loss) -> Score:
         [ 3. 10.]
     """
 
-    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
+    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> PyTree:
         del key
         grads = jax.grad(loss)(masks.apply(mask, params), batch)
         return masks.tree_map(lambda _, w, g: jnp.abs(w * g), mask, params, grads)
@@ -99,7 +99,7 @@ def gate(loss: Loss) -> Score:
         ['block1/branch', 'block1/skip', 'block2/branch']
     """
 
-    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> Any:
+    def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> PyTree:
         del key
         gates = masks.tree_map(lambda _, g: jnp.ones_like(g), mask, params, hole=_same)
         grads = jax.grad(loss)(masks.apply(mask, gates), batch)
@@ -108,5 +108,5 @@ def gate(loss: Loss) -> Score:
     return score
 
 
-def _same(x: Array) -> Any:
+def _same(x: PyTree) -> PyTree:
     return x

@@ -268,7 +268,7 @@ def _order_bits(scores: jax.Array, alive: jax.Array) -> jax.Array:
     return jnp.where(alive, order, jnp.zeros_like(order))
 
 
-def _order_of_integers(scores: jax.Array, unsigned: Any) -> jax.Array:
+def _order_of_integers(scores: jax.Array, unsigned: DTypeLike) -> jax.Array:
     """Unsigned numbers in the order of integers, from 2 on; the last three are one."""
     info = jnp.iinfo(scores.dtype)
     bits = jax.lax.bitcast_convert_type(scores, unsigned)

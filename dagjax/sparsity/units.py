@@ -37,7 +37,7 @@ def gather(tree: PyTree, axis: int, reduce: Callable[..., jax.Array]) -> dict[st
     return OrderedDict((k, v.astype(found[k][0].dtype)) for k, v in whole.items())
 
 
-def spread(units: dict[str, Any], tree: PyTree, axis: int) -> Any:
+def spread(units: dict[str, jax.Array], tree: PyTree, axis: int) -> PyTree:
     """The inverse of `gather`: every leaf gets the value of its unit, broadcast.
 
     Args:

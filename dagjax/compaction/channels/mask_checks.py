@@ -46,7 +46,7 @@ def leaves_like(tree: PyTree, params: Params, what: str) -> list[PyTree]:
     return leaves
 
 
-def _by_name(tree: Any, params: Any) -> list[Any] | None:
+def _by_name(tree: PyTree, params: Params) -> list[Any] | None:
     """The leaves of a tree of other containers (dict, FrozenDict, nnx.State), by path.
 
     None where the paths are not the same.
@@ -59,7 +59,7 @@ def _by_name(tree: Any, params: Any) -> list[Any] | None:
     return None if left or missing or not given else [given.get(n) for n in names]
 
 
-def named(params: Any) -> dict[str, Any]:
+def named(params: Params) -> dict[str, Any]:
     """`{path: leaf}`; a path that another leaf has gets a number."""
     found: dict[str, PyTree] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -19,8 +19,10 @@ from dagjax.compaction.removal.folding import Recipe
 from dagjax.compaction.removal.index import Index, gather, gather_host
 from dagjax.compaction.removal.liveness import Liveness, liveness
 from dagjax.compaction.removal.verify import verify as check
+from dagjax.graph.core.network import Network
 from dagjax.jaxprs.gc_paused import gc_paused
 from dagjax.jaxprs.versions import shape_of
+from dagjax.types import Array, Mask, Params, PyTree
 
 
 class Compacted(NamedTuple):
@@ -34,14 +36,14 @@ class Compacted(NamedTuple):
 
     net: Small
     index: Index  # pyright: ignore[reportIncompatibleMethodOverride]
-    opt_state: Any = None
+    opt_state: PyTree = None
 
 
 @gc_paused()
 def compact(
-    net: Any,
-    mask: Any,
-    opt_state: Any = None,
+    net: Network,
+    mask: Mask,
+    opt_state: PyTree = None,
     *,
     verify: bool | Literal["gradients"] = True,
     coupled: bool = True,
@@ -99,7 +101,7 @@ def compact(
     return Compacted(small, index, moved)
 
 
-def _left(x: Any, m: Any, keep: Any) -> Any:
+def _left(x: Array, m: Array, keep: PyTree) -> jax.Array:
     """The kept entries of a leaf; zero where a mask says so within them."""
     part = gather(x, keep)
     if m is None or (held := gather_host(m, keep)).all():
@@ -108,7 +110,7 @@ def _left(x: Any, m: Any, keep: Any) -> Any:
 
 
 def settled(
-    net: Any, mask: Any, source: TracedNetwork, coupled: bool = True
+    net: Network, mask: Mask, source: TracedNetwork, coupled: bool = True
 ) -> tuple[Any, Any, Liveness]:
     """The leaves, the masks of the parameters among them, and what can go."""
     flat = mask_leaves(net, mask)
@@ -124,7 +126,7 @@ def masked(leaves: list[Any], flat: list[Any]) -> list[Any]:
     ]
 
 
-def mask_leaves(net: Any, mask: Any) -> list[Any]:
+def mask_leaves(net: Network, mask: Mask) -> list[Any]:
     """The mask leaf by leaf of the parameters.
 
     Raises:
@@ -135,7 +137,7 @@ def mask_leaves(net: Any, mask: Any) -> list[Any]:
     return [None if m is None else _checked(m, *row) for m, row in rows]
 
 
-def _checked(m: Any, name: str, x: Any) -> Any:
+def _checked(m: Array, name: str, x: Array) -> Array:
     m = np.asarray(m)
     if m.shape != np.shape(x) or m.dtype != bool:
         raise CompactionError(
@@ -145,19 +147,19 @@ def _checked(m: Any, name: str, x: Any) -> Any:
     return m
 
 
-def _parts(net: Any, leaves: list[Any]) -> tuple[Any, Any]:
+def _parts(net: Network, leaves: list[Any]) -> tuple[Any, Any]:
     tree = jax.tree.structure((net.params, net.state))
     return tree.unflatten(leaves)
 
 
 def _cut(
-    net: Any,
+    net: Network,
     source: TracedNetwork,
     live: Liveness,
-    leaves: Any,
-    flat: Any,
+    leaves: PyTree,
+    flat: PyTree,
     coupled: bool,
-) -> Any:
+) -> PyTree:
     channels = source.channels_of(coupled)
     kept = channels.kept(live.removed)
     keeps = tuple(kept(v) for v in source.body.invars[: len(leaves)])
@@ -178,7 +180,7 @@ def _cut(
     return cutting, folded, gone
 
 
-def _folded_entries(params: Any, live: Liveness, keeps: Any) -> dict[str, int]:
+def _folded_entries(params: Params, live: Liveness, keeps: PyTree) -> dict[str, int]:
     """`{parameter: removed entries that are alive}`: they only move a constant."""
     counts: dict[str, int] = {}
     for leaf, (name, x) in enumerate(named(params).items()):

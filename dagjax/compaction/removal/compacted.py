@@ -18,6 +18,7 @@ from dagjax.compaction.removal.folding import Recipe
 from dagjax.compaction.removal.liveness import Round, replayed
 from dagjax.graph.core.dag import count_params
 from dagjax.jaxprs.versions import current_mesh, shape_of, tracing_for
+from dagjax.types import Params, PyTree, State
 
 
 class Cutting:
@@ -37,8 +38,8 @@ class Cutting:
     def __init__(
         self,
         tree: Any,
-        shapes: Any,
-        inputs: Any,
+        shapes: PyTree,
+        inputs: PyTree,
         rounds: tuple[Round, ...],
         recipe: str,
         prunable: int,
@@ -63,7 +64,7 @@ class Cutting:
     def __hash__(self) -> int:
         return self._hash
 
-    def __deepcopy__(self, memo: Any) -> Cutting:
+    def __deepcopy__(self, memo: dict[int, object]) -> Cutting:
         return self  # frozen, and jaxprs do not copy
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,7 +106,7 @@ class Cutting:
         self._plans[_form(source.inputs)] = source, evaluator
 
 
-def _form(inputs: Any) -> Any:
+def _form(inputs: PyTree) -> PyTree:
     """Structure, shapes and types of inputs, to be compared."""
     leaves, tree = jax.tree.flatten(inputs)
     return tree, tuple((x.shape, str(x.dtype)) for x in leaves)
@@ -135,10 +136,10 @@ class Small:
     """
 
     cutting: Cutting
-    params: Any
-    state: Any
+    params: Params
+    state: State
 
-    def __call__(self, *xs: Any) -> Any:
+    def __call__(self, *xs: PyTree) -> PyTree:
         """The outputs at `xs`, any batch size."""
         shapes = jax.tree.map(shape_of, xs)
         source, evaluator = self.cutting.plan(shapes)
@@ -200,7 +201,7 @@ class Small:
         return f"Small({count_params(self.params):,} of {before:,} parameters{more})"
 
 
-def _digest(arrays: Any) -> str:
+def _digest(arrays: PyTree) -> str:
     found = hashlib.blake2b(digest_size=16)
     for leaf in arrays:
         for axis in leaf:

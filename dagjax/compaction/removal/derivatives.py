@@ -17,7 +17,8 @@ from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table, UnknownSliceEr
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.interpret import bind_whole
 from dagjax.jaxprs.program import program_of
-from dagjax.jaxprs.versions import shape_of
+from dagjax.jaxprs.versions import Atom, Eqn, shape_of
+from dagjax.types import PyTree
 
 Run = Callable[..., Any]
 
@@ -50,7 +51,7 @@ class End(NamedTuple):
         sizes = zip(self.aval.shape, self.kept, strict=True)
         return np.ix_(*(np.arange(n) if k is None else k for n, k in sizes))
 
-    def whole(self, x: Any) -> Any:
+    def whole(self, x: Array) -> Any:
         """The argument as it was; zeros where nothing reads what stood there."""
         if all(places is None for places in self.kept):
             return x
@@ -74,7 +75,7 @@ def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
     call = jax.custom_jvp(lambda *args: tuple(run(*args)))
     moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
 
-    def push(*args: Any) -> Any:
+    def push(*args: PyTree) -> Any:
         primals, given = args[: len(ins)], iter(args[len(ins) :])
         tangents = [
             next(given) if i in moving else _still(x) for i, x in enumerate(primals)
@@ -82,7 +83,7 @@ def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
         return jax.jvp(functools.partial(bind_whole, eqn), primals, tuple(tangents))
 
     @call.defjvp
-    def _rule(primals: Any, tangents: Any) -> Any:
+    def _rule(primals: Array, tangents: Array) -> Any:
         small = cut_like(push, [*ins, *(ins[i].moving() for i in moving)])
         results = small(*primals, *(tangents[i] for i in moving))
         return tuple(results[: len(outs)]), tuple(results[len(outs) :])
@@ -90,7 +91,7 @@ def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
     return call
 
 
-def backward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
+def backward(eqn: Eqn, run: Run, ins: list[End], outs: list[End]) -> Run:
     """A call with its rule for cotangents, which runs the call again.
 
     Args:
@@ -101,7 +102,7 @@ def backward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
     """
     call = jax.custom_vjp(lambda *args: tuple(run(*args)))
 
-    def pull(moving: list[int], *args: Any) -> Any:
+    def pull(moving: list[int], *args: PyTree) -> Any:
         primals, cotangents = args[: len(ins)], args[len(ins) :]
 
         def of_moving(*moved: Any) -> Any:
@@ -110,7 +111,7 @@ def backward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
 
         return jax.vjp(of_moving, *(primals[i] for i in moving))[1]([*cotangents])
 
-    def ahead(*args: Any) -> Any:
+    def ahead(*args: PyTree) -> Any:
         primals = tuple(jnp.asarray(x.value) for x in args)
         return call(*primals), (
             primals,
@@ -162,7 +163,7 @@ def _slices(table: Table, values: Array | None) -> Array | None:
     return np.where(np.isnan(values), UNKNOWN, table.entries(values))
 
 
-def _is_inexact(atom: Any) -> bool:
+def _is_inexact(atom: Atom) -> bool:
     return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 

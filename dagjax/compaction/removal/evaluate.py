@@ -26,6 +26,8 @@ from dagjax.jaxprs.program import (
     backward_slice,
     is_literal,
 )
+from dagjax.jaxprs.versions import Atom
+from dagjax.types import PyTree
 
 Kept = Callable[[Any], tuple[Array | None, ...]]
 _SLICES = ("slice", "split", "gather")
@@ -53,7 +55,7 @@ class CutEvaluation(Evaluation):
         self.folded = tuple(folded)
         self._sliced: dict[Program, list[Equation]] = {}
 
-    def __call__(self, *args: Any, added: Sequence[Any] = ()) -> list[Any]:
+    def __call__(self, *args: PyTree, added: Sequence[Any] = ()) -> list[Any]:
         """The outputs, of arguments from which the removed entries are gone.
 
         Args:
@@ -62,13 +64,13 @@ class CutEvaluation(Evaluation):
         """
         return self.run(self.channels.body, args, self._holding(added))
 
-    def values(self, *args: Any, added: Sequence[Any] = ()) -> Env:
+    def values(self, *args: PyTree, added: Sequence[Any] = ()) -> Env:
         """All values that are evaluated, of the same arguments."""
         env = self._holding(added)
         self.run(self.channels.body, args, env)
         return env
 
-    def size(self, var: Any) -> tuple[int, ...]:
+    def size(self, var: Atom) -> tuple[int, ...]:
         """The shape of what is kept of a value."""
         if is_literal(var):
             return np.shape(var.val)
@@ -158,7 +160,7 @@ class CutEvaluation(Evaluation):
         """The primitive, with the sizes of what is kept."""
         return bind(equation.eqn, values, **self._changes(equation))
 
-    def _recalled(self, var: Any) -> Any:
+    def _recalled(self, var: Atom) -> jax.Array:
         """A value that is one constant."""
         value = self.facts.table.values(self.facts.at(var).whole)
         return jnp.full(self.size(var), value, var.aval.dtype)
@@ -246,7 +248,7 @@ class CutEvaluation(Evaluation):
 
     # --- contractions and reductions -------------------------------------------------
 
-    def _contraction(self, equation: Equation, env: Env) -> Any:
+    def _contraction(self, equation: Equation, env: Env) -> jax.Array:
         (out,) = equation.eqn.outvars
         if self._is_empty(equation):
             y = jnp.zeros(self.size(out), out.aval.dtype)
@@ -268,7 +270,7 @@ class CutEvaluation(Evaluation):
     def _present(self, var: Any, axis: int) -> Array:
         return present(self.kept, var, axis)
 
-    def _reduction(self, equation: Equation, env: Env) -> Any:
+    def _reduction(self, equation: Equation, env: Env) -> jax.Array:
         """The removed slices of one kind count together."""
         (atom,), (out,) = equation.eqn.invars, equation.eqn.outvars
         parts = [
@@ -307,7 +309,7 @@ class CutEvaluation(Evaluation):
 
     # --- what removed slices are -----------------------------------------------------
 
-    def _slice(self, atom: Any, axis: int, fact: int, env: Env) -> Any:
+    def _slice(self, atom: Atom, axis: int, fact: int, env: Env) -> Any:
         """The slice that has a fact, the axis of size 1."""
         table = self.facts.table
         if is_literal(atom):
@@ -371,7 +373,7 @@ class CutEvaluation(Evaluation):
         ends = [*map(self._end, ins)], [*map(self._end, outs)]
         return rule(equation.eqn, run, *ends)(*values)
 
-    def _end(self, atom: Any) -> End:
+    def _end(self, atom: Atom) -> End:
         """What a derivative rule must know of an operand or a result."""
         kept = () if is_literal(atom) else self.kept(atom)
         values: list[Any] = [None] * len(kept)
@@ -392,7 +394,7 @@ def take(x: Any, places: Array, axis: int) -> Any:
     return jnp.take(x, places, axis=axis, unique_indices=True, mode="clip")
 
 
-def _fitting(constant: Any, y: Any, equation: Equation) -> Any:
+def _fitting(constant: Array, y: Any, equation: Equation) -> Any:
     """A folded constant, of size 1 or of the size of the value along every axis."""
     if any(n not in (1, k) for n, k in zip(constant.shape, y.shape, strict=True)):
         raise CompactionError(
@@ -420,7 +422,7 @@ def expanded(channels: Channels, kept: Kept, equation: Equation, y: Any) -> Any:
     return y
 
 
-def spread(y: Any, places: Array, wanted: Array, axis: int) -> Any:
+def spread(y: Array, places: Array, wanted: Array, axis: int) -> Any:
     """Entries that lie at some places of an axis, at others; zero where none lies."""
     if np.array_equal(places, wanted):
         return y
@@ -433,7 +435,7 @@ def spread(y: Any, places: Array, wanted: Array, axis: int) -> Any:
     return jnp.take(jnp.concatenate([y, zero], axis), source, axis=axis, mode="clip")
 
 
-def contract(equation: Equation, values: list[Any]) -> Any:
+def contract(equation: Equation, values: list[Any]) -> jax.Array:
     """A product or a convolution of what is kept of its operands."""
     changes = {}
     if equation.name == "conv_general_dilated":

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.jaxprs.program import Equation
+from dagjax.types import PyTree
 
 Array = np.ndarray
 UNTRAINED, LEAVES, STAYS = 0, 1, 2
@@ -141,7 +142,7 @@ class Table:
         """Whether slices do not depend on the data."""
         return self.columns[3][facts]
 
-    def may_freeze(self, *facts: Any) -> Any:
+    def may_freeze(self, *facts: PyTree) -> Array:
         """Whether what is made of such slices may be kept as it is now.
 
         Untrained things may. Of trained ones only what goes with a unit that the mask
@@ -151,7 +152,7 @@ class Table:
         silenced = np.logical_or.reduce([self.columns[2][f] for f in facts])
         return (trained == UNTRAINED) | ((trained == LEAVES) & silenced)
 
-    def is_constant(self, facts: Any) -> Any:
+    def is_constant(self, facts: Any) -> Array:
         """Whether slices are numbers that may be frozen."""
         return self.is_number(facts) & self.may_freeze(facts)
 
@@ -162,7 +163,7 @@ class Table:
             r.silenced for r in rows
         )
 
-    def mixed(self, facts: Any) -> int:
+    def mixed(self, facts: PyTree) -> int:
         """One fact for slices side by side; UNKNOWN if unlike and not fixed."""
         kinds = np.unique(facts)
         if len(kinds) == 1:
@@ -192,7 +193,7 @@ class Table:
         return np.where(self.is_fixed(facts), facts, UNKNOWN)
 
 
-def fact_of(table: Table, array: Any) -> Fact:
+def fact_of(table: Table, array: Array) -> Fact:
     """The facts of an array that the program holds: what its slices equal.
 
     Args:

@@ -21,6 +21,7 @@ from dagjax.compaction.removal.facts import UNKNOWN
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.interpret import Evaluation
 from dagjax.jaxprs.program import Equation, Program, backward_slice, is_literal
+from dagjax.jaxprs.versions import Atom
 
 
 def folds(channels: Channels, facts: Facts, kept: Kept) -> list[Equation]:
@@ -140,14 +141,14 @@ def _constant(
     return expanded(channels, kept, equation, y) if untied else y
 
 
-def _says_all(facts: Facts, var: Any) -> bool:
+def _says_all(facts: Facts, var: Atom) -> bool:
     """Whether numbers are all that is known of the slices of a value."""
     table, (axes, whole) = facts.table, facts.of[var]
     known = [np.array(whole), *(a for a in axes if a is not None)]
     return all(np.all(table.is_number(a) | ~table.is_fixed(a)) for a in known)
 
 
-def _numbers_in(facts: Facts, var: Any) -> list[float]:
+def _numbers_in(facts: Facts, var: Atom) -> list[float]:
     """The numbers that slices of a value are."""
     axes, whole = facts.of[var]
     known = [np.array([whole]), *(a for a in axes if a is not None)]
@@ -156,7 +157,7 @@ def _numbers_in(facts: Facts, var: Any) -> list[float]:
     })  # fmt: skip
 
 
-def _filled(facts: Facts, var: Any) -> Any:
+def _filled(facts: Facts, var: Atom) -> Any:
     """A value with the numbers that its slices are, and anything elsewhere."""
     x, table = _anything(var), facts.table
     if jnp.issubdtype(var.aval.dtype, jax.dtypes.prng_key):
@@ -173,7 +174,7 @@ def _filled(facts: Facts, var: Any) -> Any:
     return jnp.asarray(x)
 
 
-def _anything(var: Any) -> Any:
+def _anything(var: Atom) -> Any:
     """Data that no logarithm or quotient makes infinite: constants read none of it."""
     shape, dtype = var.aval.shape, var.aval.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -183,7 +184,7 @@ def _anything(var: Any) -> Any:
     return np.random.default_rng(0).uniform(0.2, 0.8, shape).astype(dtype)
 
 
-def _thin(x: Any) -> Any:
+def _thin(x: Array) -> jax.Array:
     """Axes along which all slices are equal get size 1: a bias map is a vector then."""
     host = np.asarray(x)
     exact = not jnp.issubdtype(x.dtype, jnp.inexact)

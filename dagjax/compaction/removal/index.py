@@ -14,6 +14,7 @@ import numpy as np
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.graph.tracing.naming import path_of
+from dagjax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Index:
         True
     """
 
-    tree: Any
+    tree: PyTree
     shapes: tuple[tuple[int, ...], ...]
     keeps: tuple[tuple[Array | None, ...], ...]
 
@@ -53,7 +54,7 @@ class Index:
         """
         return self._each(tree, self.shapes, self._gathered)
 
-    def scatter(self, tree: Any, fill: float = 0) -> Any:
+    def scatter(self, tree: PyTree, fill: float = 0) -> PyTree:
         """The inverse: kept entries at their places, `fill` elsewhere."""
         small = tuple(
             tuple(n if k is None else len(k) for n, k in zip(shape, keep, strict=True))
@@ -62,7 +63,7 @@ class Index:
         put = lambda leaves: self._scattered(leaves, fill)
         return self._each(tree, small, put)
 
-    def _each(self, tree: Any, shapes: Any, change: Any) -> Any:
+    def _each(self, tree: PyTree, shapes: PyTree, change: Any) -> PyTree:
         """Change every part of the tree that is shaped like the parameters."""
         here = lambda t: self._leaves(t) is not None
         parts, above = jax.tree.flatten(tree, is_leaf=here)
@@ -71,7 +72,7 @@ class Index:
                 _check_passes(part)
         return above.unflatten([self._changed(p, shapes, change) for p in parts])
 
-    def _changed(self, part: Any, shapes: Any, change: Any) -> Any:
+    def _changed(self, part: PyTree, shapes: PyTree, change: Any) -> PyTree:
         leaves = self._leaves(part)
         if leaves is None:
             return part
@@ -91,7 +92,7 @@ class Index:
             "init the optimizer with net.params)"
         )
 
-    def _leaves(self, tree: Any) -> list[Any] | None:
+    def _leaves(self, tree: PyTree) -> list[Any] | None:
         """What stands in the parameters' places, None if it is no such tree."""
         try:
             leaves = self.tree.flatten_up_to(tree)
@@ -119,11 +120,11 @@ class Index:
         ]
 
 
-def _paths(tree: Any) -> list[str]:
+def _paths(tree: PyTree) -> list[str]:
     return [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _by_path(tree: Any, paths: list[str]) -> list[Any] | None:
+def _by_path(tree: PyTree, paths: list[str]) -> list[Any] | None:
     """The leaves of a tree of other containers, as `nnx.Optimizer` keeps moments in."""
     if not any(set(path) - set("0123456789/") for path in paths):
         return None  # numbers name nothing: a chain of states would look like a list
@@ -131,7 +132,7 @@ def _by_path(tree: Any, paths: list[str]) -> list[Any] | None:
     return [found[path] for path in paths] if {*found} == {*paths} else None
 
 
-def _filled(part: Any, paths: list[str], tree: Any, leaves: list[Any]) -> Any:
+def _filled(part: Any, paths: list[str], tree: PyTree, leaves: list[Any]) -> Any:
     """A tree like the parameters, or one of other containers, with other leaves."""
     try:
         tree.flatten_up_to(part)
@@ -156,7 +157,7 @@ def _check_passes(part: Any) -> None:
         )
 
 
-def _is_hole(leaf: Any) -> bool:
+def _is_hole(leaf: Array) -> bool:
     """Nothing in a parameter's place: None, or what `optax.masked` puts there."""
     return not jax.tree.leaves(leaf)
 
@@ -180,7 +181,7 @@ def gather_host(x: Any, keep: tuple[Array | None, ...]) -> Array:
     return x
 
 
-def scatter(x: Any, keep: Any, shape: tuple[int, ...], fill: float) -> Any:
+def scatter(x: Array, keep: Any, shape: tuple[int, ...], fill: float) -> Any:
     """Entries at their places in an array of the old shape."""
     if all(k is None for k in keep):
         return x

@@ -31,6 +31,7 @@ from dagjax.compaction.removal.facts import (
     Table,
 )
 from dagjax.compaction.removal.propagation import Facts
+from dagjax.types import PyTree
 
 # Of each axis of a leaf `[2, n]`: the number that a slice is (or NaN), its origin.
 Given = tuple[Array, ...]
@@ -128,7 +129,7 @@ def replayed(
     return None if facts is None else (facts, removed)
 
 
-def _same(one: Any, two: Any) -> bool:
+def _same(one: PyTree, two: PyTree) -> bool:
     """Whether the same indices are kept of all axes."""
     return all(
         a is b or (a is not None and b is not None and np.array_equal(a, b))
@@ -233,7 +234,9 @@ class _Search:
         unread = frozenset(i for i, v in enumerate(inputs) if v not in reads)
         return Liveness(removed, removed & folded, (), facts, unread, live), given
 
-    def _given(self, leaf: int, alive: Any, removed: Array, constants: bool) -> Given:
+    def _given(
+        self, leaf: int, alive: PyTree, removed: Array, constants: bool
+    ) -> Given:
         """What slices of a leaf are while the parameters that stay are trained."""
         stays = STAYS if leaf < self.prunable else LEAVES
         values = self._numbers(leaf, alive[0]) if constants else None
@@ -260,7 +263,7 @@ class _Search:
         return np.where(silent, np.asarray(x).astype(np.float64), np.nan)
 
 
-def _is_real(x: Any) -> bool:
+def _is_real(x: Array) -> bool:
     number = jnp.issubdtype(x.dtype, jnp.number)
     return number and not jnp.issubdtype(x.dtype, jnp.complexfloating)
 

@@ -33,7 +33,8 @@ from dagjax.compaction.removal.facts import (
 from dagjax.jaxprs.interpret import Abstract, bind
 from dagjax.jaxprs.primitives import primitive_of
 from dagjax.jaxprs.program import Equation
-from dagjax.jaxprs.versions import evaluating
+from dagjax.jaxprs.versions import Atom, evaluating
+from dagjax.types import PyTree
 
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
 _PADDED = 16  # numbers are evaluated in vectors of few lengths: each is compiled
@@ -62,22 +63,22 @@ class Facts(Abstract[Fact]):
         rows = zip(given, channels.body.invars, strict=True)
         self.run(channels.body, [self._settled(f, v.aval.shape) for f, v in rows])
 
-    def at(self, atom: Any) -> Fact:
+    def at(self, atom: Atom) -> Fact:
         """The facts of a value or a literal."""
         return self.read(self.of, atom)
 
-    def along(self, atom: Any, axis: int) -> Array:
+    def along(self, atom: Atom, axis: int) -> Array:
         """The facts of the slices along an axis."""
         facts = self.at(atom).axes[axis]
         return np.zeros(atom.aval.shape[axis], int) if facts is None else facts
 
-    def is_constant(self, atom: Any) -> bool:
+    def is_constant(self, atom: Atom) -> bool:
         """Whether all of a value is a number that may be frozen."""
         return bool(self.table.is_constant(self.at(atom).whole))
 
     # --- what the driver asks --------------------------------------------------------
 
-    def literal(self, atom: Any) -> Fact:
+    def literal(self, atom: Atom) -> Fact:
         """The number that it is."""
         return literal_fact(self.table, atom)
 
@@ -85,7 +86,7 @@ class Facts(Abstract[Fact]):
         """What its slices equal."""
         return self._settled(fact_of(self.table, array), var.aval.shape)
 
-    def visit(self, equation: Equation, env: Any) -> Sequence[Fact]:
+    def visit(self, equation: Equation, env: PyTree) -> Sequence[Fact]:
         """Facts of results, of axes and of the whole made to agree."""
         rows = zip(super().visit(equation, env), equation.eqn.outvars, strict=True)
         return [self._settled(fact, var.aval.shape) for fact, var in rows]
@@ -185,7 +186,7 @@ class Facts(Abstract[Fact]):
             axes.append(self._combined(equation, d, full))
         return Fact(tuple(axes), int(whole[0]))
 
-    def _column(self, atom: Any, fact: Fact, axis: int, size: int) -> Any:
+    def _column(self, atom: Atom, fact: Fact, axis: int, size: int) -> Any:
         if len(fact.axes) > axis and atom.aval.shape[axis] == size:
             return fact.axes[axis]
         return np.array(fact.whole or ITSELF)
@@ -488,7 +489,7 @@ class Facts(Abstract[Fact]):
             rows = np.moveaxis(grid, place, 0).reshape(grid.shape[place], -1)
             axes[factor.axis] = np.array([self.table.mixed(row) for row in rows], int)
 
-    def _merged(self, x: Any, factors: Any) -> Array:
+    def _merged(self, x: Atom, factors: PyTree) -> Array:
         """A flat slice lies in a slice of every factor: the best fact of them holds."""
         sizes = [x.aval.shape[f.axis] for f in factors]
         best = np.zeros(sizes, int)

@@ -20,6 +20,7 @@ from jax import lax
 from dagjax.jaxprs.interpret import Env, Evaluation
 from dagjax.jaxprs.primitives import primitive_of
 from dagjax.jaxprs.program import Atom, Equation, Program
+from dagjax.types import Array
 
 _RUNS = 8
 _ROUNDINGS = 8  # of the largest value: so little needs no run
@@ -38,7 +39,7 @@ class Rounded(Evaluation):
         salt: Another one, another run.
     """
 
-    def __init__(self, salt: Any):
+    def __init__(self, salt: Array):
         self.salt, self._count = salt, 0
 
     def equation(self, equation: Equation, values: list[Any]) -> Results:
@@ -53,7 +54,7 @@ class Rounded(Evaluation):
             return results
         return [self._nudged(y) for y in results]
 
-    def _nudged(self, x: Any) -> Any:
+    def _nudged(self, x: Array) -> jax.Array:
         self._count += 1
         return nudged(x, self.salt + np.uint32(self._count * _RUNS))
 
@@ -83,7 +84,7 @@ def runs_of(
     """
 
     @jax.jit
-    def run(salt: Any, args: Results) -> list[Any]:
+    def run(salt: Array, args: Results) -> list[Any]:
         env: Env = {}
         made = Rounded(salt).run(program, [nudged(x, salt) for x in args], env)
         return [env[v] for v in wanted] if wanted else made
@@ -107,7 +108,7 @@ def differing(
     return [i for i in far if not close(*pairs[i], [run[i] for run in again])]
 
 
-def close(one: Any, two: Any, runs: Results = ()) -> bool:
+def close(one: Array, two: Array, runs: Results = ()) -> bool:
     """Whether two results are equal up to rounding.
 
     Args:
@@ -130,14 +131,14 @@ def close(one: Any, two: Any, runs: Results = ()) -> bool:
     return bool((near | unsure).all())
 
 
-def size(x: Any) -> float:
+def size(x: Array) -> float:
     """The largest finite magnitude."""
     magnitude = np.abs(_wide(x))
     finite = magnitude[np.isfinite(magnitude)]
     return float(finite.max()) if finite.size else 0.0
 
 
-def _wide(x: Any) -> np.ndarray:
+def _wide(x: Array) -> np.ndarray:
     """In double precision, so that differences are exact."""
     x = np.asarray(x)
     return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)

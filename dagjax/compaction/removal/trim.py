@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.compact import settled
+from dagjax.graph.core.network import Network
+from dagjax.types import Mask, Params
 
 
-def trim(net: Any, mask: Any) -> Any:
+def trim(net: Network, mask: Mask) -> Params:
     """Switch off what a mask has made dead: what nothing reads, or nothing feeds.
 
     A unit is dead if all its writers are zero (and it emits nothing), or all that read
@@ -41,14 +41,14 @@ def trim(net: Any, mask: Any) -> Any:
     return mask
 
 
-def _count(mask: Any) -> int | float:
+def _count(mask: Mask) -> int | float:
     """The kept entries; a mask with holes holds more than any other."""
     leaves = jax.tree.leaves(mask, is_leaf=lambda x: x is None)
     holes = any(m is None for m in leaves)
     return np.inf if holes else sum(int(np.sum(m)) for m in leaves)
 
 
-def _without_dead(net: Any, mask: Any, source: TracedNetwork) -> Any:
+def _without_dead(net: Network, mask: Mask, source: TracedNetwork) -> Mask:
     """One pass: the mask without the entries that it has made dead."""
     leaves, _, live = settled(net, mask, source)
     count = len(jax.tree.leaves(net.params))

@@ -16,12 +16,14 @@ from dagjax.compaction.removal.compacted import Small
 from dagjax.compaction.removal.evaluate import CutEvaluation, take
 from dagjax.compaction.removal.index import Index
 from dagjax.compaction.removal.rounding import close, differing, runs_of, size
+from dagjax.graph.core.network import Network
 from dagjax.jaxprs.interpret import evaluate
 from dagjax.jaxprs.program import Equation, program_of
+from dagjax.types import Array, PyTree
 
 
 def verify(
-    net: Any, small: Small, index: Index, masked: list[Any], gradients: bool
+    net: Network, small: Small, index: Index, masked: list[Any], gradients: bool
 ) -> None:
     """Compare outputs at random inputs, and the gradients of what is left.
 
@@ -47,7 +49,7 @@ def verify(
 
 
 @jax.jit
-def _outputs(net: Any, xs: tuple[Any, ...]) -> list[Any]:
+def _outputs(net: Network, xs: tuple[Any, ...]) -> list[Any]:
     """One program: operation by operation would compile four times as long."""
     return jax.tree.leaves(net(*xs))
 
@@ -57,7 +59,7 @@ def random_inputs(source: TracedNetwork) -> tuple[Any, ...]:
     leaves, tree = jax.tree.flatten(source.inputs)
     keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
 
-    def draw(key: jax.Array, x: Any) -> Any:
+    def draw(key: jax.Array, x: PyTree) -> jax.Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.split(key, x.shape) if x.shape else key
         if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -72,7 +74,7 @@ def _first(
     evaluator: CutEvaluation,
     small: Small,
     masked: list[Any],
-    xs: Any,
+    xs: PyTree,
 ) -> str:
     """The first value that differs, in words."""
     inputs = jax.tree.leaves(xs)
@@ -122,18 +124,18 @@ def _masked_before(
     return [leaves[v][0] for v in waiting if zeros(v)]
 
 
-def _kept(x: Any, places: Any) -> Any:
+def _kept(x: Any, places: PyTree) -> Any:
     """The kept entries of a value."""
     for axis, kept in enumerate(places):
         x = x if kept is None else take(x, kept, axis)
     return x
 
 
-def _is_finite(x: Any) -> bool:
+def _is_finite(x: Array) -> bool:
     return not _moves(x) or bool(jnp.isfinite(x).all())
 
 
-def _gap(one: Any, two: Any) -> float:
+def _gap(one: Array, two: Array) -> float:
     return size(np.asarray(one) - np.asarray(two)) / max(size(one), 1e-30)
 
 
@@ -148,7 +150,7 @@ def _gradients(
         for i, y in enumerate(jax.tree.leaves(small(*xs)))
     ]
 
-    def project(ys: Any) -> Any:
+    def project(ys: Array) -> Any:
         pairs = zip(jax.tree.leaves(ys), weights, strict=True)
         return sum(jnp.vdot(w, y).real for y, w in pairs if _moves(y))
 
@@ -173,11 +175,11 @@ def _gradients(
         )
 
 
-def _moving(tree: Any) -> dict[str, Any]:
+def _moving(tree: PyTree) -> dict[str, Any]:
     """The leaves that are no whole numbers, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): x for path, x in leaves if _moves(x)}
 
 
-def _moves(y: Any) -> bool:
+def _moves(y: Array) -> bool:
     return jnp.issubdtype(y.dtype, jnp.inexact)
