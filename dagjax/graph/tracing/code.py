@@ -23,12 +23,12 @@ class Slot(NamedTuple):
 
     Args:
         tree: "params", or a part of the state.
-        place: Among the leaves of that tree.
+        leaf: Its index among the leaves of that tree.
         path: In that tree.
     """
 
     tree: str
-    place: int
+    leaf: int
     path: str
 
     def read(self, leaves: Sequence[PyTree], aval: Any) -> jax.Array:
@@ -37,7 +37,7 @@ class Slot(NamedTuple):
         Raises:
             TraceError: If it is not there, or of another kind than in the trace.
         """
-        found = leaves[self.place] if self.place < len(leaves) else None
+        found = leaves[self.leaf] if self.leaf < len(leaves) else None
         if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
             found = jnp.asarray(found)
         if found is not None:

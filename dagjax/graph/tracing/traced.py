@@ -63,7 +63,7 @@ class Traced(Function):
         """`{path: leaf}` of the parameters that it reads."""
         leaves = self.function.leaves(params, {})["params"]
         slots = [slot for slot in self._code.slots if slot.tree == "params"]
-        return {slot.path: leaves[slot.place] for slot in slots}
+        return {slot.path: leaves[slot.leaf] for slot in slots}
 
     def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
@@ -185,7 +185,7 @@ class TracedSignature(Signature):
         if plan.new_state is None:
             return ()
         slots = [slot for slot in plan.slots.values() if slot.tree == "user"]
-        path_of = {slot.place: slot.path for slot in slots}
+        path_of = {slot.leaf: slot.path for slot in slots}
         return tuple(
             path_of[leaf]
             for leaf, atom in enumerate(plan.state_outvars)
