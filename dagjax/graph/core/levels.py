@@ -196,6 +196,8 @@ def _scaled(arc: Arc, gate: Any, y: Array) -> Any:
     exact = jnp.issubdtype(y.dtype, jnp.inexact)
     if not exact and jnp.issubdtype(gate.dtype, jnp.inexact):
         unknown = isinstance(gate, Tracer)
+        if unknown and y.dtype == bool:  # on unless it is zero
+            return (gate != 0) & y
         if unknown or (gate.astype(y.dtype) != gate).any():
             found = f"{gate.dtype}, not known before the call" if unknown else gate
             raise GraphError(
