@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from dagjax.compaction.channels.coupling import Channels
+from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table, UnknownSliceError
 from dagjax.compaction.removal.propagation import Facts
@@ -128,7 +128,7 @@ def backward(eqn: Eqn, run: Run, ins: list[End], outs: list[End]) -> Run:
         rule = functools.partial(pull, moving)
         try:
             found = cut_like(rule, ends)(*given)
-        except UnknownSliceError:  # of the rule; the call itself was cut
+        except (UnknownSliceError, CompactionError):  # of the rule; the call is cut
             whole = rule(*(end.whole(x) for end, x in zip(ends, given, strict=True)))
             found = [x[ins[i].places] for i, x in zip(moving, whole, strict=True)]
         gradients = dict(zip(moving, found, strict=True))
