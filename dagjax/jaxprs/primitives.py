@@ -277,7 +277,10 @@ PRIMITIVES: dict[str, Primitive] = {
 
 def primitive_of(eqn: Eqn) -> Primitive:
     """The entry of an equation's primitive."""
-    return Primitive.of(eqn.primitive.name)
+    name = eqn.primitive.name
+    if name == "scatter" and eqn.params.get("update_jaxpr") is not None:
+        return Primitive(name)  # `x.at[i].apply(fn)`: what fn does is not known
+    return Primitive.of(name)
 
 
 def primitives_with(**claims: Any) -> frozenset[str]:

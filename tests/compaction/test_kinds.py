@@ -111,6 +111,17 @@ EXACT = {
         lambda p, x: jnp.maximum(centred(x @ p["w"]), 0.5).sum(-1),
         {"w": (3, 6)}, (3,), {"w": COLUMN},
     ),
+    "a function applied to a row": Kind(
+        lambda p, x: (x @ p["w"]).at[0].apply(jnp.cos) @ p["o"],
+        {"w": (3, 4), "o": (4, 2)}, (3,), {"w": COLUMN},
+    ),
+    "rows out of range, and their NaN replaced": Kind(
+        lambda p, x: (
+            jnp.nan_to_num(jnp.take(x @ p["w"], jnp.array([0, 9]), axis=1), nan=7.0)
+            .sum(1) @ p["o"]
+        ),
+        {"w": (3, 4), "o": (4, 2)}, (5, 3), {"w": COLUMN},
+    ),
     "a loop that depends on data beside a constant": Kind(
         lambda p, x: (
             jnp.tanh(x @ p["w"] + p["b"])

@@ -19,7 +19,7 @@ from dagjax.compaction.channels.wires import (
 )
 from dagjax.jaxprs.versions import Eqn
 
-_CLIPPED = ("CLIP", "PROMISE_IN_BOUNDS")  # a whole axis then starts at 0
+CLIPPED = ("CLIP", "PROMISE_IN_BOUNDS")  # a whole axis then starts at 0
 
 
 @rule("dynamic_slice", "slice_sizes")
@@ -57,7 +57,7 @@ def _gather(eqn: Eqn, values: Values) -> Wiring:
     )
     dropped = (*numbers.collapsed_slice_dims, *batch.values())
     window = [a for a in range(len(shape)) if a not in dropped]
-    clipped = eqn.params["mode"].name in _CLIPPED
+    clipped = eqn.params["mode"].name in CLIPPED
     starts = () if clipped else numbers.start_index_map
     whole = {a for a in window if sizes[a] == shape[a] and a not in starts}
     wires: list[Wire] = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
+from dagjax.compaction.channels.indexing import CLIPPED
 from dagjax.compaction.channels.wires import Joined, New, Same
 from dagjax.compaction.removal.facts import (
     ITSELF,
@@ -429,13 +430,11 @@ class Facts(Abstract[Fact]):
         return fact if zero or entry.keeps_constant else UNKNOWN
 
     def _is_filled(self, equation: Equation, fact: int) -> bool:
-        """Whether indices out of range give another number than the slice holds.
-
-        NaN, the default, makes all that it meets NaN, with or without the slice.
-        """
-        fill = equation.eqn.params["fill_value"]
-        value = math.nan if fill is None else float(fill)
-        return not math.isnan(value) and value != self.table.values(fact)
+        """Whether indices out of range may give another number than the slice holds."""
+        if equation.eqn.params["mode"].name in CLIPPED:
+            return False
+        fill = equation.eqn.params["fill_value"]  # None: NaN, or the least integer
+        return fill is None or float(fill) != self.table.values(fact)
 
     def _beside_margin(
         self, equation: Equation, facts: list[Fact], axis: int, slices: Array
