@@ -59,9 +59,6 @@ def full(
 
     Example:
         >>> import jax.numpy as jnp
-    from jax.tree_util import KeyPath
-
-    from dagjax.types import Mask, Params, PyTree
         >>> mask = full({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
         >>> mask["bias"], density(mask).item()
         (None, 1.0)
@@ -84,9 +81,6 @@ def apply(mask: Mask, params: Params) -> Params:
 
     Example:
         >>> import jax.numpy as jnp
-    from jax.tree_util import KeyPath
-
-    from dagjax.types import Mask, Params, PyTree
         >>> print(apply(jnp.array([True, False]), jnp.array([1.0, jnp.nan])))
         [1. 0.]
     """
@@ -124,9 +118,6 @@ def density(mask: Mask) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-    from jax.tree_util import KeyPath
-
-    from dagjax.types import Mask, Params, PyTree
         >>> density({"a": jnp.array([True, False]), "b": None}).item()
         0.5
     """
@@ -141,9 +132,6 @@ def overlap(one: Mask, two: Mask) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-    from jax.tree_util import KeyPath
-
-    from dagjax.types import Mask, Params, PyTree
         >>> overlap(jnp.array([True, True]), jnp.array([True, False])).item()
         0.5
     """

@@ -174,15 +174,18 @@ def _topk(
 
 
 def _wanted(density: Scalar, total: int) -> jax.Array:
-    """`round(density * total)`, half to even."""
+    """`round(density * total)`, half to even.
+
+    A float32 density may be a little less than the number that is meant; a product that
+    only rounding makes a half is rounded down.
+    """
     if isinstance(density, numbers.Real):
         return jnp.asarray(round(float(density) * total), jnp.int32)
     share, whole = jnp.asarray(density, jnp.float32), jnp.float32(total)
     product = share * whole
     low, rest = jnp.floor(product), _rounding_error(share, whole, product)
-    between = (product - low == 0.5) & (rest != 0)  # a half by rounding alone
-    nearest = jnp.where(between, jnp.where(rest > 0, low + 1, low), jnp.round(product))
-    return nearest.astype(jnp.int32)
+    below = (product - low == 0.5) & (rest < 0)
+    return jnp.where(below, low, jnp.round(product)).astype(jnp.int32)
 
 
 def _rounding_error(a: jax.Array, b: jax.Array, product: jax.Array) -> jax.Array:

@@ -34,6 +34,13 @@ GRAPHS = {
 }
 
 
+# Of each kind of merge and layer the smallest in make test, the others in make soak.
+SOAK = {*GRAPHS} - {
+    "lenet5", "resnet8", "inception", "gpt", "lstm", "mobilenet", "experts", "mixer",
+}  # fmt: skip
+NAMES = [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in GRAPHS]
+
+
 def all_laws(dag, x, t, off):
     """`{law: (got, want, mutant)}`."""
     (start,), factors, b = dag.graph.inputs, dj.factors(dag), dj.inject(dag, x)
@@ -76,7 +83,7 @@ def check(dag, x):
         assert nets.violates(nets.distance(mutant, want, scale), "float64"), law
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
 def test_laws(name):
     with nets.precision("float64"):
         check(*twins.filled(GRAPHS[name], "float64"))

@@ -6,7 +6,7 @@ import pytest
 
 import dagjax as dj
 from tests.graph import nets, twins
-from tests.laws.test_laws_on_the_zoo import GRAPHS, check
+from tests.laws.test_laws_on_the_zoo import GRAPHS, NAMES, check
 
 LAYERED = ("gpt", "densenet7", "lenet5", "mixer", "lstm")
 
@@ -23,7 +23,7 @@ def traced(dag, x, granularity="layers"):
     return dj.trace(run, variables, x, granularity=granularity)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
 def test_laws(name):
     """Laws 1, 2, 7 to 11 of the traced network; in layers where that is most."""
     with nets.precision("float64"):
@@ -31,7 +31,7 @@ def test_laws(name):
         check(traced(dag, x, "layers" if name in LAYERED else "blocks"), x)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", NAMES)
 def test_traced_equals_built(name):
     """Bitwise, equation by equation; in blocks there are fewer paths."""
     dag, x = twins.filled(GRAPHS[name])
