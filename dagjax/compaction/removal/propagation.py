@@ -8,10 +8,12 @@ UNKNOWN.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import Channels
@@ -38,6 +40,7 @@ from dagjax.jaxprs.versions import Atom, evaluating
 from dagjax.types import PyTree
 
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
+_COMPARISONS = ("eq", "ne", "ge", "le", "gt", "lt", "is_finite")
 _PADDED = 16  # numbers are evaluated in vectors of few lengths: each is compiled
 _LARGEST = 1 << 16  # entries of a range that are looked at
 _DATA = {  # which operands hold data; the others are indices
@@ -430,11 +433,26 @@ class Facts(Abstract[Fact]):
         return fact if zero or entry.keeps_constant else UNKNOWN
 
     def _is_filled(self, equation: Equation, fact: int) -> bool:
-        """Whether indices out of range may give another number than the slice holds."""
+        """Whether indices out of range may give another number than the slice holds.
+
+        NaN, the default, makes all that it meets NaN, with or without the slice, unless
+        the program looks for it.
+        """
         if equation.eqn.params["mode"].name in CLIPPED:
             return False
-        fill = equation.eqn.params["fill_value"]  # None: NaN, or the least integer
-        return fill is None or float(fill) != self.table.values(fact)
+        fill = equation.eqn.params["fill_value"]
+        if fill is None or math.isnan(float(fill)):
+            return self._compares_floats
+        return float(fill) != self.table.values(fact)
+
+    @functools.cached_property
+    def _compares_floats(self) -> bool:
+        """Whether a comparison may turn a NaN into a number."""
+        return any(
+            equation.name in _COMPARISONS
+            and jnp.issubdtype(equation.eqn.invars[0].aval.dtype, jnp.inexact)
+            for equation in self.channels.body.walk()
+        )
 
     def _beside_margin(
         self, equation: Equation, facts: list[Fact], axis: int, slices: Array
