@@ -113,7 +113,13 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+LARGE = ("vgg16", "vgg16-bn", "inception", "wide-resnet28-10", "mixer")  # make soak
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.soak] * (n in LARGE)) for n in PUBLISHED],
+)
 def test_parameters_of_the_literature(name):
     assert count_params(abstract(dj.zoo.by_name(name)).params) == PUBLISHED[name]
 

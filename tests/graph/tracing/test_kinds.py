@@ -96,16 +96,17 @@ def slope(net, params):
     return jax.grad(lambda p: (net(p) ** 2).sum())(params)
 
 
-@pytest.mark.parametrize("fn", CASES)
+SLOW = (ode, equilibrium, on_a_mesh)  # in make test only the cut below
+OFTEN = [pytest.param(f, marks=[pytest.mark.soak] * (f in SLOW)) for f in CASES]
+
+
+@pytest.mark.parametrize("fn", OFTEN)
 def test_values_and_gradients(fn):
     params, x = filled(SHAPES), normal(2, 3)
     dag = dj.trace(fn, params, x)
     assert distance(dag(x), fn(params, x)) <= 1e-5
     got = slope(lambda p: dag.replace(params=p)(x), params)
     assert distance(got, slope(lambda p: fn(p, x), params)) <= 1e-5
-
-
-SLOW = (ode, root, equilibrium, on_a_mesh)  # masked where it is read in make soak
 
 
 @pytest.mark.parametrize(
