@@ -13,8 +13,8 @@ DEV := $(VENV)/.installed-dev$(EXTRA)
 comma := ,
 
 # What the newest jax is most likely to break; about a minute.
-QUICK := tests/jaxprs tests/graph/tracing/test_structure.py \
-  tests/compaction/test_compact.py tests/experiments/test_seeds.py
+QUICK := tests/jaxprs/test_primitives.py tests/graph/tracing/test_structure.py \
+  tests/compaction/test_kinds.py tests/experiments/test_seeds.py
 
 # Random programs: make fuzz SEEDS=500:600.
 SEEDS ?= 0:500

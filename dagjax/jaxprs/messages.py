@@ -48,7 +48,8 @@ def traced(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
         ) from error
     if not jax.tree.leaves(shapes):
         raise TraceError(f"{name_of(fn)} returns no array; return what it computes")
-    for eqn in closed.jaxpr.eqns:
+    equations: list[Any] = [*closed.jaxpr.eqns]  # of other types by version of jax
+    for eqn in equations:
         if eqn.effects:
             raise TraceError(
                 f"{name_of(fn)} has a side effect{line_of(eqn)}: "

@@ -237,8 +237,9 @@ ZOO: dict[str, tuple[Callable[[], dj.Graph], tuple[tuple[int, ...], ...]]] = {
 
 # Every net in single precision, some in double; and few that show all there is: a
 # chain, convolutions, batch norm, skips, dropout, merges, several inputs and outputs.
-# ResNet-20 is ResNet-8 with more of the same blocks.
-SOAK = {"resnet20"}
+# ResNet-20 is ResNet-8 with more of the same blocks, two others are of the kinds of the
+# perceptron and of LeNet-5.
+SOAK = {"resnet20", "conv2", "lenet_300_100"}
 NAMES = [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in ZOO]
 CASES = [(name, "float32") for name in ZOO if name not in SOAK]
 CASES += [(name, "float64") for name in ("mlp", "resnet8", "inception", "two_streams")]
