@@ -48,6 +48,7 @@ class Primitive:
     Args:
         name: Its name.
         kind: What it does.
+        data: Which operands hold data; the others are indices and choices. Empty: all.
         linear: The operands in which it is jointly linear, the others fixed; "all".
         bilinear: Linear in each operand alone, not in all of them together.
         zero: What makes the output zero: "all" operands zero, "any" of them zero, the
@@ -64,6 +65,7 @@ class Primitive:
 
     name: str
     kind: Kind = "opaque"
+    data: tuple[int, ...] = ()
     linear: tuple[int, ...] | Literal["all"] = ()
     bilinear: bool = False
     zero: Literal["all", "any", "first"] | None = None
@@ -219,19 +221,26 @@ PRIMITIVES: dict[str, Primitive] = {
     ),
     # Indexing; what is out of bounds is filled where a parameter says so.
     **_entries(
-        "indexing", "dynamic_slice", zero="all", linear=(0,), keeps_constant=True
+        "indexing",
+        "dynamic_slice",
+        data=(0,),
+        zero="all",
+        linear=(0,),
+        keeps_constant=True,
     ),
     **_entries(
         "indexing",
         "dynamic_update_slice",
+        data=(0, 1),
         zero="all",
         linear=(0, 1),
         keeps_constant=True,
     ),
-    **_entries("indexing", "gather"),
+    **_entries("indexing", "gather", data=(0,)),
     **_entries(
         "indexing",
         "scatter",
+        data=(0, 2),
         zero="all",
         linear=(0, 2),
         keeps_constant=True,
@@ -240,6 +249,7 @@ PRIMITIVES: dict[str, Primitive] = {
     **_entries(
         "indexing",
         "scatter-add scatter-sub scatter_add",
+        data=(0, 2),
         zero="all",
         linear=(0, 2),
         layer=True,
@@ -247,11 +257,14 @@ PRIMITIVES: dict[str, Primitive] = {
     **_entries(
         "indexing",
         "scatter-max scatter-min",
+        data=(0, 2),
         zero="all",
         keeps_constant=True,
         layer=True,
     ),
-    **_entries("indexing", "scatter-mul scatter_mul", zero="first", layer=True),
+    **_entries(
+        "indexing", "scatter-mul scatter_mul", data=(0, 2), zero="first", layer=True
+    ),
     # Linear algebra, Fourier transforms.
     **_entries("linalg", "fft", zero="all", linear="all"),
     **_entries(
@@ -292,13 +305,9 @@ def primitives_with(**claims: Any) -> frozenset[str]:
     )
 
 
-ELEMENTWISE = primitives_with(kind="elementwise")
 MOVES = primitives_with(moves=True)
 _SHAPERS = primitives_with(shapes_values=True)
 _KNOWN = _SHAPERS | primitives_with(is_layer=True)
-CALLS = primitives_with(call="custom") | primitives_with(
-    call="remat"
-)  # they keep a meaning of their own
 
 
 def is_key(x: PyTree) -> bool:

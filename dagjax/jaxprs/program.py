@@ -152,11 +152,6 @@ def is_literal(atom: object) -> TypeGuard[Literal]:
     return isinstance(atom, Literal)
 
 
-def enters(eqn: Any) -> bool:
-    """Whether a call may be replaced by its equations."""
-    return eqn.primitive.name in PLAIN and not _is_placed(eqn)
-
-
 def _is_placed(eqn: Any) -> bool:
     """Whether a jit names the devices of its arguments or results."""
     placed = (

@@ -125,6 +125,19 @@ class Channels(Abstract[Axes]):
         """Whether none of these can be removed."""
         return bool((self.classes.of[labels] == self.classes.pinned).all())
 
+    def stays(self, var: Any, removed: Array) -> Array:
+        """Which entries of a value lie in no removed class.
+
+        Args:
+            var: The value.
+            removed: `[classes]`.
+        """
+        mask = np.ones(var.aval.shape, bool)
+        for axis, of in enumerate(self.classes_at(var)):
+            shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
+            mask &= ~removed[of].reshape(shape)
+        return mask
+
     def removed(self, keeps: Mapping[Var, tuple[Array | None, ...]]) -> Array:
         """`[classes]`: what is gone if of some values these indices are kept.
 

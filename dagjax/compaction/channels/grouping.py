@@ -196,15 +196,12 @@ def masks_without(
         gone: `[classes]`, what goes; what goes with it is added.
         dense: What is dead without a mask: it keeps its entries.
     """
-    gone, masks = channels.classes.close(gone) & ~dense.removed, []
-    for leaf, var in enumerate(inputs):
-        mask = np.ones(var.aval.shape, bool)
-        read = leaf not in dense.unread
-        for axis, of in enumerate(channels.classes_at(var) if read else ()):
-            shape = [-1 if d == axis else 1 for d in range(mask.ndim)]
-            mask &= ~gone[of].reshape(shape)
-        masks.append(mask)
-    return masks
+    gone = channels.classes.close(gone) & ~dense.removed
+    nothing = np.zeros_like(gone)
+    return [
+        channels.stays(var, nothing if leaf in dense.unread else gone)
+        for leaf, var in enumerate(inputs)
+    ]
 
 
 def _alike(channels: Channels, axes: Sequence[Axis]) -> tuple[Array, Array]:

@@ -75,15 +75,7 @@ class Saved:
         """Refused."""
         raise _no_equations("its state")
 
-    @property
-    def updated_state(self) -> PyTree:
-        """Refused."""
-        raise _no_equations("its state")
-
-    @property
-    def user_state(self) -> PyTree:
-        """Refused."""
-        raise _no_equations("its state")
+    updated_state = user_state = state
 
     def replace(self, **changes: Any) -> PyTree:
         """Refused."""

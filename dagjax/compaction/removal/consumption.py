@@ -106,8 +106,7 @@ def needed(channels: Channels, facts: Facts) -> list[Equation]:
     Equations inside calls and loops are needed with them.
     """
     body = channels.body
-    constant = {v for v in facts.of if facts.is_constant(v)}
-    outermost = backward_slice(body.equations, body.outvars, stops=constant)
+    outermost = backward_slice(body.equations, body.outvars, stops=facts.constants)
     equations = list(outermost)
     for equation in outermost:
         equations.extend(e for inner in equation.bodies for e in inner.walk())
@@ -117,10 +116,8 @@ def needed(channels: Channels, facts: Facts) -> list[Equation]:
 def read_by(channels: Channels, facts: Facts) -> set[Any]:
     """The values that the outputs depend on, constants made of parameters too."""
     body, table = channels.body, facts.table
-    entry = lambda v: table[facts.at(v).whole]
-    constant = {
-        v for v in facts.of if facts.is_constant(v) and entry(v).trained == UNTRAINED
-    }
+    is_untrained = lambda v: table[facts.of[v].whole].trained == UNTRAINED
+    constant = {v for v in facts.constants if is_untrained(v)}
     equations = backward_slice(body.equations, body.outvars, stops=constant)
     ends = {v for v in body.outvars if not is_literal(v)}
     return ends.union(*(equation.reads for equation in equations)) - constant

@@ -15,7 +15,7 @@ from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.wires import Joined, Same
 from dagjax.compaction.removal.derivatives import End, backward, forward
-from dagjax.compaction.removal.facts import UNKNOWN, UnknownSliceError
+from dagjax.compaction.removal.facts import UnknownSliceError
 from dagjax.compaction.removal.propagation import REDUCTIONS, Facts
 from dagjax.jaxprs.interpret import Env, Evaluation, bind, bind_whole
 from dagjax.jaxprs.primitives import primitive_of, primitives_with
@@ -98,7 +98,7 @@ class CutEvaluation(Evaluation):
 
     def _demands(self, equation: Equation) -> list[Any]:
         """What an equation reads; nothing where its values are known already."""
-        if all(map(self.facts.is_constant, equation.eqn.outvars)):
+        if self.facts.constants.issuperset(equation.eqn.outvars):
             return []
         if primitive_of(equation.eqn).kind == "contraction" and self._is_empty(
             equation
@@ -137,7 +137,7 @@ class CutEvaluation(Evaluation):
 
     def visit(self, equation: Equation, env: Env) -> Sequence[Any]:
         """Constants as they are known, all else by the rule of its primitive."""
-        if all(map(self.facts.is_constant, equation.eqn.outvars)):
+        if self.facts.constants.issuperset(equation.eqn.outvars):
             return [*map(self._recalled, equation.eqn.outvars)]
         rule = self._rules.get(equation.name)
         if rule is None or (equation.name == "gather" and not self._picks(equation)):
@@ -173,11 +173,8 @@ class CutEvaluation(Evaluation):
 
     def _pasted(self, equation: Equation) -> list[Any]:
         """The operands of which something is left in what they are put together to."""
-        (out,), atoms, p = (
-            equation.eqn.outvars,
-            equation.eqn.invars,
-            equation.eqn.params,
-        )
+        (out,), atoms = equation.eqn.outvars, equation.eqn.invars
+        p = equation.eqn.params
         if equation.name == "concatenate":
             return [a for a in atoms if self.size(a)[p["dimension"]]]
         places = self.kept(out)[p["axis"] % len(out.aval.shape)]
@@ -207,10 +204,8 @@ class CutEvaluation(Evaluation):
     def _margins(self, equation: Equation) -> tuple[tuple[int, int, int], ...]:
         """As many new entries on each side as are kept of them."""
         config = equation.eqn.params["padding_config"]
-        sizes, places = (
-            equation.eqn.invars[0].aval.shape,
-            self.kept(equation.eqn.outvars[0]),
-        )
+        sizes = equation.eqn.invars[0].aval.shape
+        places = self.kept(equation.eqn.outvars[0])
         return tuple(
             (low, high, gap)
             if kept is None
@@ -220,10 +215,8 @@ class CutEvaluation(Evaluation):
 
     def _pieces(self, equation: Equation, env: Env) -> list[Any]:
         """The kept entries of slices, found among the kept entries of the operand."""
-        (source, *_), outputs = (
-            equation.eqn.invars,
-            self.channels.wires[equation].outputs,
-        )
+        source, *_ = equation.eqn.invars
+        outputs = self.channels.wires[equation].outputs
         pieces = []
         for var, wires in zip(equation.eqn.outvars, outputs, strict=True):
             piece = self.read(env, source)
@@ -317,7 +310,7 @@ class CutEvaluation(Evaluation):
         shape = [1 if d == axis else n for d, n in enumerate(self.size(atom))]
         if table.is_number(fact):
             return jnp.full(shape, table.values(fact), atom.aval.dtype)
-        if fact == UNKNOWN or fact not in table.expressions:
+        if fact not in table.expressions:
             raise UnknownSliceError
         equation, along, operands = table.expressions[fact]
         if equation.name == "broadcast_in_dim":

@@ -246,10 +246,15 @@ def literal_fact(table: Table, atom: Any) -> Fact:
 
 def equal(one: Fact, two: Fact) -> bool:
     """Whether two facts say the same."""
-    same = lambda a, b: (
+    return one.whole == two.whole and same_axes(one.axes, two.axes)
+
+
+def same_axes(one: Sequence[Array | None], two: Sequence[Array | None]) -> bool:
+    """Whether the same is said of all axes; None says nothing."""
+    return all(
         a is b or (a is not None and b is not None and np.array_equal(a, b))
+        for a, b in zip(one, two, strict=True)
     )
-    return one.whole == two.whole and all(map(same, one.axes, two.axes))
 
 
 def kinds_of(columns: Sequence[Array], count: int) -> tuple[list[tuple[int, ...]], Any]:

@@ -17,9 +17,8 @@ from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.wires import End
 from dagjax.compaction.removal.consumption import may_fold, met, needed
 from dagjax.compaction.removal.evaluate import Kept, contract, expanded, take
-from dagjax.compaction.removal.facts import UNKNOWN
 from dagjax.compaction.removal.propagation import Facts
-from dagjax.jaxprs.interpret import Evaluation
+from dagjax.jaxprs.interpret import evaluate
 from dagjax.jaxprs.program import Equation, Program, backward_slice, is_literal
 from dagjax.jaxprs.versions import Atom
 
@@ -96,9 +95,8 @@ class Recipe:
 
     def _compute(self, values: list[Any]) -> list[Any]:
         equations, inputs = tuple(self.equations), tuple(self.inputs)
-        env: dict[Any, Any] = {}
         program = Program(equations, inputs, (), {}, self.channels.body.jaxpr)
-        Evaluation().run(program, values, env)
+        env = evaluate(program, values)
         return [
             _constant(self.channels, self.facts, self.kept, equation, env)
             for equation in self.folds
@@ -143,18 +141,20 @@ def _constant(
 
 def _says_all(facts: Facts, var: Atom) -> bool:
     """Whether numbers are all that is known of the slices of a value."""
-    table, (axes, whole) = facts.table, facts.of[var]
-    known = [np.array(whole), *(a for a in axes if a is not None)]
-    return all(np.all(table.is_number(a) | ~table.is_fixed(a)) for a in known)
+    table, known = facts.table, _all_facts(facts, var)
+    return bool((table.is_number(known) | ~table.is_fixed(known)).all())
 
 
 def _numbers_in(facts: Facts, var: Atom) -> list[float]:
     """The numbers that slices of a value are."""
+    known = facts.table.values(np.unique(_all_facts(facts, var)))
+    return np.unique(known[~np.isnan(known)]).tolist()
+
+
+def _all_facts(facts: Facts, var: Atom) -> Array:
+    """The facts of a value, of all its slices and of the whole."""
     axes, whole = facts.of[var]
-    known = [np.array([whole]), *(a for a in axes if a is not None)]
-    return sorted({
-        float(v) for a in known for v in facts.table.values(np.unique(a)) if v == v
-    })  # fmt: skip
+    return np.concatenate([[whole], *(a for a in axes if a is not None)]).astype(int)
 
 
 def _filled(facts: Facts, var: Atom) -> Any:
@@ -169,7 +169,7 @@ def _filled(facts: Facts, var: Atom) -> Any:
         for i in np.flatnonzero(table.is_number(slices)):
             x[(slice(None),) * axis + (i,)] = table.values(slices[i])
     whole = facts.of[var].whole
-    if whole != UNKNOWN and table.is_number(whole):
+    if table.is_number(whole):
         x[...] = table.values(whole)
     return jnp.asarray(x)
 

@@ -29,6 +29,7 @@ from dagjax.compaction.removal.facts import (
     ZERO,
     Fact,
     Table,
+    same_axes,
 )
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.types import PyTree
@@ -124,17 +125,9 @@ def replayed(
         dead = removed & ~folded if number < len(rounds) else removed
         kept = map(channels.kept(dead), channels.body.invars)
         read = any(channels.body.invars[leaf] in reads for leaf in unread)
-        if read or not all(map(_same, kept, keeps)):
+        if read or not all(map(same_axes, kept, keeps)):
             return None
     return None if facts is None else (facts, removed)
-
-
-def _same(one: PyTree, two: PyTree) -> bool:
-    """Whether the same indices are kept of all axes."""
-    return all(
-        a is b or (a is not None and b is not None and np.array_equal(a, b))
-        for a, b in zip(one, two, strict=True)
-    )
 
 
 def facts_of(channels: Channels, given: Sequence[Given]) -> Facts:

@@ -36,20 +36,13 @@ from dagjax.compaction.removal.facts import (
 from dagjax.jaxprs.interpret import Abstract, bind
 from dagjax.jaxprs.primitives import primitive_of
 from dagjax.jaxprs.program import Equation
-from dagjax.jaxprs.versions import Atom, evaluating
+from dagjax.jaxprs.versions import Atom, Var, evaluating
 from dagjax.types import PyTree
 
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min")
 _COMPARISONS = ("eq", "ne", "ge", "le", "gt", "lt", "is_finite")
 _PADDED = 16  # numbers are evaluated in vectors of few lengths: each is compiled
 _LARGEST = 1 << 16  # entries of a range that are looked at
-_DATA = {  # which operands hold data; the others are indices
-    "gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1),
-    **dict.fromkeys((
-        "scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min",
-        "scatter-max", "scatter_add", "scatter_mul",
-    ), (0, 2)),
-}  # fmt: skip
 
 
 class Facts(Abstract[Fact]):
@@ -76,9 +69,11 @@ class Facts(Abstract[Fact]):
         facts = self.at(atom).axes[axis]
         return np.zeros(atom.aval.shape[axis], int) if facts is None else facts
 
-    def is_constant(self, atom: Atom) -> bool:
-        """Whether all of a value is a number that may be frozen."""
-        return bool(self.table.is_constant(self.at(atom).whole))
+    @functools.cached_property
+    def constants(self) -> frozenset[Var]:
+        """The values that are one number each, which may be frozen."""
+        is_constant = self.table.is_constant
+        return frozenset(v for v, fact in self.of.items() if is_constant(fact.whole))
 
     # --- what the driver asks --------------------------------------------------------
 
@@ -232,13 +227,15 @@ class Facts(Abstract[Fact]):
 
     def _zero(self, kind: Sequence[int]) -> int:
         """A product with a zero: silenced if it is not a parameter that it meets."""
-        cut_off = False
-        for fact in kind:
-            entry = None if fact < 0 else self.table[fact]
-            data = entry is None or fact == UNKNOWN or fact in self.table.expressions
-            other = not data and not self.table.is_zero(fact)
-            cut_off |= data or entry.silenced or (other and entry.trained == UNTRAINED)  # pyright: ignore[reportOptionalMemberAccess]
-        return self.table.entry(0.0, UNTRAINED, cut_off)
+        table = self.table
+
+        def is_cut_off(fact: int) -> bool:
+            if fact < 0 or not table.is_fixed(fact):
+                return True  # data
+            untrained = table[fact].trained == UNTRAINED and not table.is_zero(fact)
+            return table[fact].silenced or bool(untrained)
+
+        return table.entry(0.0, UNTRAINED, any(map(is_cut_off, kind)))
 
     def _evaluated(self, equation: Equation, kinds: list[tuple[int, ...]]) -> list[int]:
         """What a primitive makes of numbers."""
@@ -359,7 +356,7 @@ class Facts(Abstract[Fact]):
 
     def _data(self, equation: Equation) -> Sequence[int]:
         """Which operands hold data and not indices."""
-        return _DATA.get(equation.name, range(len(equation.eqn.invars)))
+        return primitive_of(equation.eqn).data or range(len(equation.eqn.invars))
 
     def _fixed(self, facts: Sequence[int]) -> int:
         """The fact of an array made of others, whatever it is."""

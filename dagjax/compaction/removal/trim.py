@@ -50,18 +50,12 @@ def _count(mask: Mask) -> int | float:
 
 def _without_dead(net: Network, mask: Mask, source: TracedNetwork) -> Mask:
     """One pass: the mask without the entries that it has made dead."""
-    leaves, _, live = settled(net, mask, source)
+    _, _, live = settled(net, mask, source)
     count = len(jax.tree.leaves(net.params))
     dead = live.removed & ~live.folded
     new = []
-    for leaf, (x, var) in enumerate(
-        zip(leaves, source.body.invars[:count], strict=False)
-    ):
+    for leaf, var in enumerate(source.body.invars[:count]):
+        stays = source.channels.stays(var, dead) & (leaf not in live.unread)
         alive = live.live[leaf]
-        alive = np.ones(np.shape(x), bool) if alive is None else alive
-        alive = alive & (leaf not in live.unread)
-        for axis, of in enumerate(source.channels.classes_at(var)):
-            shape = [-1 if d == axis else 1 for d in range(alive.ndim)]
-            alive = alive & ~dead[of].reshape(shape)
-        new.append(jax.device_put(alive))
+        new.append(jax.device_put(stays if alive is None else stays & alive))
     return jax.tree.structure(net.params).unflatten(new)
