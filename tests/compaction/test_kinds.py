@@ -122,6 +122,14 @@ EXACT = {
         ),
         {"w": (3, 4), "o": (4, 2)}, (5, 3), {"w": COLUMN},
     ),
+    "rows of integers out of range": Kind(
+        lambda p, x: (
+            jnp.take(
+                jnp.round(4 * x @ p["w"]).astype(jnp.int32), jnp.array([0, 9]), axis=1
+            ).astype(jnp.float32).sum(1) @ p["o"]
+        ),
+        {"w": (3, 4), "o": (4, 2)}, (5, 3), {"w": COLUMN},
+    ),
     "a loop that depends on data beside a constant": Kind(
         lambda p, x: (
             jnp.tanh(x @ p["w"] + p["b"])
