@@ -432,17 +432,12 @@ class Facts(Abstract[Fact]):
     def _is_filled(self, equation: Equation, fact: int) -> bool:
         """Whether indices out of range may give another number than the slice holds.
 
-        NaN, the default of floats, makes all that it meets NaN, with or without the
-        slice, unless the program looks for it.
+        NaN, the default, makes all that it meets NaN, with or without the slice, unless
+        the program looks for it.
         """
         if equation.eqn.params["mode"].name in CLIPPED:
             return False
-        fill, dtype = (
-            equation.eqn.params["fill_value"],
-            equation.eqn.invars[0].aval.dtype,
-        )
-        if fill is None and not jnp.issubdtype(dtype, jnp.inexact):
-            return True  # the least integer
+        fill = equation.eqn.params["fill_value"]
         if fill is None or math.isnan(float(fill)):
             return self._compares_floats
         return float(fill) != self.table.values(fact)
