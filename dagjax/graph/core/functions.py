@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dagjax.jaxprs.canonical import canonical
+from dagjax.jaxprs.interpret import run_closed
+from dagjax.jaxprs.versions import shape_of
 from dagjax.types import Key, Layer, Params, PyTree
 
 State = dict[str, PyTree]
@@ -119,9 +121,10 @@ class Linen(Function):
         self.modes = [m for m in _MODES if m in accepted and _unset(module, m)]
 
     def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
-        """Flax's initial variables, split; nothing but shapes is computed."""
-        variables = dict(self.fn.lazy_init(key, x, **self._mode(False)))
-        return variables.pop("params", {}), variables
+        """Flax's initial variables, split; equal modules are traced once."""
+        traced = _drawn.trace(self, jax.tree.map(shape_of, x), key)
+        leaves = run_closed(traced.jaxpr, [key])  # not compiled: the bits of Flax's own
+        return jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
 
     def apply(
         self, params: Params, state: State, x: PyTree, *, train: bool, key: Key | None
@@ -148,8 +151,16 @@ class Linen(Function):
         y, updated = call(mutable=list(state), **self._mode(train))
         return y, {**state, **updated}
 
+    def draw(self, x: PyTree, key: jax.Array) -> tuple[Params, State]:
+        """Flax's initial variables, split, of the shapes of `x` alone."""
+        variables = dict(self.fn.lazy_init(key, x, **self._mode(False)))
+        return variables.pop("params", {}), variables
+
     def _mode(self, train: bool) -> dict[str, bool]:
         return {mode: _MODES[mode](train) for mode in self.modes}
+
+
+_drawn = jax.jit(Linen.draw, static_argnums=(0, 1))  # jax remembers its traces
 
 
 class Variables(Function):
