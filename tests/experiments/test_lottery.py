@@ -20,6 +20,7 @@ from dagjax.sparsity import units
 from tests.experiments import tiny
 from tests.experiments.tiny import TEACHER
 from tests.graph import nets
+from tests.sweeps import seldom
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -30,7 +31,7 @@ KINDS = {
     "units": (lambda: tiny.mlp(7, 4, 1), (0.6, 0.3, 0.1)),
     "arcs": (tiny.branched, (0.9, 0.7, 4 / 6)),
 }
-kinds = pytest.mark.parametrize("prune", KINDS)
+kinds = pytest.mark.parametrize("prune", seldom(KINDS, ["units"]))
 
 
 class Both:

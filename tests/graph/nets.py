@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 import dagjax as dj
 from dagjax.graph.core.merges import Port
+from tests.sweeps import mostly, seldom
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 DTYPES = tuple(TOLERANCE)
@@ -240,7 +240,7 @@ ZOO: dict[str, tuple[Callable[[], dj.Graph], tuple[tuple[int, ...], ...]]] = {
 # ResNet-20 is ResNet-8 with more of the same blocks, two others are of the kinds of the
 # perceptron and of LeNet-5.
 SOAK = {"resnet20", "conv2", "lenet_300_100"}
-NAMES = [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in ZOO]
+NAMES = seldom(ZOO, SOAK)
 CASES = [(name, "float32") for name in ZOO if name not in SOAK]
 CASES += [(name, "float64") for name in ("mlp", "resnet8", "inception", "two_streams")]
 FEW = [
@@ -249,7 +249,7 @@ FEW = [
     if name in ("lenet5", "resnet8", "noisy", "dense_block", "inception", "two_streams")
     if (name, dtype) != ("resnet8", "float64")
 ]
-CASES += [pytest.param(n, "float32", marks=pytest.mark.soak) for n in SOAK]
+CASES += mostly([(name, "float32") for name in sorted(SOAK)], ())
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import pytest
 import dagjax as dj
 from dagjax.graph.core.dag import count_params
 from tests.graph import nets, twins
+from tests.sweeps import seldom
 
 TOLERANCE = nets.TOLERANCE["float32"]
 
@@ -113,12 +114,12 @@ PUBLISHED = {
 }
 
 
-LARGE = ("vgg16", "vgg16-bn", "inception", "wide-resnet28-10", "mixer")  # make soak
+LARGE = ("vgg16", "vgg16-bn", "inception", "wide-resnet28-10", "mixer", "mobilenet")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.soak] * (n in LARGE)) for n in PUBLISHED],
+    seldom(PUBLISHED, LARGE),
 )
 def test_parameters_of_the_literature(name):
     assert count_params(abstract(dj.zoo.by_name(name)).params) == PUBLISHED[name]
@@ -213,7 +214,7 @@ def test_by_name(name):
             dj.zoo.by_name(name, **options, conv=dj.scan_conv)
 
 
-@pytest.mark.parametrize("side", [4, 28, 64])
+@pytest.mark.parametrize("side", seldom([4, 28, 64], [28]))
 def test_sizes_of_images(side):
     """Stems and heads follow the size, and nothing is pooled away."""
     shape = {"input_shape": (side, side, 1)}

@@ -16,12 +16,16 @@ from tests.graph import nets
 TWINS = ["lenet_300_100", "lenet5", "resnet8"]
 
 
-def check(case, factors=dj.factors, **mode):
-    """How far the composition is from the oracle, at a random injection."""
+def distances(case, *factors, **mode):
+    """How far compositions are from the oracle, at a random injection."""
     b = case.injection()
-    return nets.distance(
-        dj.compose(factors(case.dag, **mode))(b), case.oracle(b, **mode)
-    )
+    want = case.oracle(b, **mode)
+    return [nets.distance(dj.compose(f(case.dag, **mode))(b), want) for f in factors]
+
+
+def distance(case, factors=dj.factors, **mode):
+    """That of one."""
+    return distances(case, factors, **mode)[0]
 
 
 def drop_arc(dag, **mode):
@@ -40,18 +44,18 @@ def swap_factors(dag, **mode):
 def test_zoo(name, dtype):
     with nets.precision(dtype):
         case = nets.zoo(name, dtype)
-        assert check(case) <= nets.TOLERANCE[dtype]
-        assert check(case, gates=case.gates()) <= nets.TOLERANCE[dtype]
-        assert nets.violates(check(case, drop_arc), dtype)
-        assert nets.violates(check(case, swap_factors), dtype)
+        right, *mutants = distances(case, dj.factors, drop_arc, swap_factors)
+        assert right <= nets.TOLERANCE[dtype]
+        assert all(nets.violates(mutant, dtype) for mutant in mutants)
+        assert distance(case, gates=case.gates()) <= nets.TOLERANCE[dtype]
 
 
 @given(plan=nets.plans())
 def test_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
-        assert check(case) <= 1e-12
-        assert check(case, gates=case.gates()) <= 1e-12
+        assert distance(case) <= 1e-12
+        assert distance(case, gates=case.gates()) <= 1e-12
         want = case.outputs(case.oracle(dj.inject(case.dag, *case.xs)))
         assert nets.distance(case.dag(*case.xs), want) <= 1e-12
 
@@ -60,7 +64,7 @@ def test_random(plan):
 @given(plan=nets.plans())
 def test_random_in_float32(plan):
     case = plan.case("float32")
-    assert check(case, gates=case.gates()) <= nets.TOLERANCE["float32"]
+    assert distance(case, gates=case.gates()) <= nets.TOLERANCE["float32"]
 
 
 @settings(max_examples=6)
@@ -68,12 +72,12 @@ def test_random_in_float32(plan):
 def test_mutants_on_random(plan):
     with nets.precision("float64"):
         case = plan.case("float64")
-        assert nets.violates(check(case, drop_arc), "float64")
-        assert nets.violates(check(case, swap_factors), "float64")
+        for mutant in distances(case, drop_arc, swap_factors):
+            assert nets.violates(mutant, "float64")
         gates, names = case.gates(), [arc.name for arc in case.dag.graph.arcs]
         other = gates | {names[-1]: gates[names[-1]] + 0.5}
         wrong_gate = lambda dag, gates: dj.factors(dag, gates=other)
-        assert nets.violates(check(case, wrong_gate, gates=gates), "float64")
+        assert nets.violates(distance(case, wrong_gate, gates=gates), "float64")
 
 
 @pytest.mark.parametrize("dtype", nets.DTYPES)
@@ -81,9 +85,9 @@ def test_mutants_on_random(plan):
 def test_train_mode(name, dtype, key):
     with nets.precision(dtype):
         case = nets.zoo(name, dtype)
-        assert check(case, train=True, key=key) <= nets.TOLERANCE[dtype]
+        assert distance(case, train=True, key=key) <= nets.TOLERANCE[dtype]
         evaluate = lambda dag, train, key: dj.factors(dag)
-        assert nets.violates(check(case, evaluate, train=True, key=key), dtype)
+        assert nets.violates(distance(case, evaluate, train=True, key=key), dtype)
 
 
 def test_train_mode_draws_from_the_key(key):
@@ -91,7 +95,7 @@ def test_train_mode_draws_from_the_key(key):
     another = lambda dag, train, key: dj.factors(
         dag, train=train, key=jax.random.fold_in(key, 1)
     )
-    assert nets.violates(check(case, another, train=True, key=key), "float32")
+    assert nets.violates(distance(case, another, train=True, key=key), "float32")
 
 
 @pytest.mark.parametrize("dtype", nets.DTYPES)

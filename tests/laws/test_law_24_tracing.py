@@ -4,6 +4,8 @@ Under jit, vmap and grad; another batch size gives the same graph; and the laws 
 factors hold as they do for the network that was built.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from tests.laws import test_law_04_jacobi as jacobi
 from tests.laws import test_law_05_order as order
 from tests.laws import test_law_06_commutation as commutation
 from tests.laws import test_law_19_taylor as taylor
+from tests.sweeps import seldom
 
 NAMES = ["dense_block", "resnet8", "two_streams"]
 
@@ -50,8 +53,13 @@ def test_random(plan):
             assert nets.violates(mutant, "float64")
 
 
-@pytest.mark.parametrize("granularity", ["layers", "primitives"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    seldom(
+        itertools.product(NAMES, ["layers", "primitives"]),
+        [("resnet8", "primitives"), ("dense_block", "layers")],
+    ),
+)
 def test_transformations(name, granularity):
     """Under jit, under vmap over parameters, and in the gradient."""
     case = nets.zoo(name)

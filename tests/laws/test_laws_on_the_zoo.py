@@ -12,6 +12,7 @@ import pytest
 
 import dagjax as dj
 from tests.graph import nets, twins
+from tests.sweeps import mostly, seldom
 
 IMAGE = {"input_shape": (8, 8, 1)}
 MODULES = tuple(stage[:1] for stage in twins.STAGES)
@@ -36,9 +37,10 @@ GRAPHS = {
 
 # Of each kind of merge and layer the smallest in make test, the others in make soak.
 SOAK = {*GRAPHS} - {
-    "lenet5", "resnet8", "inception", "gpt", "lstm", "mobilenet", "experts", "mixer",
+    "lenet5", "resnet8", "inception", "gpt", "lstm", "experts",
 }  # fmt: skip
-NAMES = [pytest.param(n, marks=pytest.mark.soak) if n in SOAK else n for n in GRAPHS]
+NAMES = seldom(GRAPHS, SOAK)
+SOME = ("inception", "gpt", "lstm", "experts", "unet")
 
 
 def all_laws(dag, x, t, off):
@@ -89,7 +91,7 @@ def test_laws(name):
         check(*twins.filled(GRAPHS[name], "float64"))
 
 
-@pytest.mark.parametrize("name", ["inception", "gpt", "lstm", "experts", "unet"])
+@pytest.mark.parametrize("name", mostly(SOME, ["inception", "gpt", "experts"]))
 def test_subnetworks(name):
     """Some arcs' gate vectors at once, against one by one; interactions add up."""
     with nets.precision("float64"):

@@ -7,6 +7,7 @@ import pytest
 import dagjax as dj
 from tests.graph import nets, twins
 from tests.laws.test_laws_on_the_zoo import GRAPHS, NAMES, check
+from tests.sweeps import mostly
 
 LAYERED = ("gpt", "densenet7", "lenet5", "mixer", "lstm")
 
@@ -23,10 +24,7 @@ def traced(dag, x, granularity="layers"):
     return dj.trace(run, variables, x, granularity=granularity)
 
 
-BITWISE = [
-    n if n in ("resnet8", "gpt", "lstm") else pytest.param(n, marks=pytest.mark.soak)
-    for n in GRAPHS
-]
+BITWISE = mostly(GRAPHS, ("resnet8", "gpt", "lstm"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +46,7 @@ def test_traced_equals_built(name):
     assert dj.count_paths(blocks.graph) <= dj.count_paths(net.graph)
 
 
-@pytest.mark.parametrize("name", ["gpt", "lstm", "unet"])
+@pytest.mark.parametrize("name", mostly(["gpt", "lstm", "unet"], ["gpt"]))
 def test_subnetworks(name):
     """Laws 12, 13 and 17: interactions add up to what gates give."""
     with nets.precision("float64"):

@@ -1,5 +1,7 @@
 """What several arcs, merges or the new state need is evaluated once in a call."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax import lax
 import dagjax as dj
 from dagjax.jaxprs.program import program_of
 from tests.graph import nets
+from tests.sweeps import mostly
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -63,8 +66,13 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fn", CASES)
-@pytest.mark.parametrize("granularity", ["layers", "blocks", "primitives"])
+LEVELS = ("layers", "blocks", "primitives")
+OFTEN = [*zip(CASES[1:], LEVELS, strict=True), (from_one_node, "layers")]
+
+
+@pytest.mark.parametrize(
+    ("fn", "granularity"), mostly(itertools.product(CASES, LEVELS), OFTEN)
+)
 def test_a_scan_of_several_outputs_runs_once(fn, granularity, params):
     xs = arrays((2, 5, 4), (3, 2, 5, 4))[: fn.__code__.co_argcount - 1]
     dag = dj.trace(fn, params, *xs, granularity=granularity)
