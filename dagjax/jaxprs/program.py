@@ -96,17 +96,18 @@ class Program:
                 yield from body.walk()
 
 
-def program_of(closed: Any, through_remat: bool = False) -> Program:
-    """A jaxpr as a program: variables of its own, plain calls entered.
+def program_of(closed: Any, entered: frozenset[str] = PLAIN) -> Program:
+    """A jaxpr as a program: variables of its own, calls entered.
 
     Args:
         closed: A closed jaxpr, as `jax.make_jaxpr` gives it.
-        through_remat: Enter rematerialized calls too; their equations remember them.
+        entered: Which calls are replaced by their equations; those of rematerialized
+            ones remember the call.
     """
     jaxpr, values = open_jaxpr(closed)
     names = {v: Var(v.aval) for v in (*jaxpr.constvars, *jaxpr.invars)}
     consts = {names[v]: c for v, c in zip(jaxpr.constvars, values, strict=True)}
-    builder = _Builder(PLAIN | REMAT if through_remat else PLAIN, consts)
+    builder = _Builder(entered, consts)
     outvars = builder.enter(jaxpr, names, ())
     needed = backward_slice(builder.equations, outvars)
     invars = tuple(names[v] for v in jaxpr.invars)

@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import dagjax as dj
+from dagjax.compaction.channels import coupling, traced_network
 from dagjax.compaction.removal.facts import Table
 
 
@@ -71,6 +72,51 @@ def whole_rows(h):
     size, at = (h.shape[0], 1, h.shape[2]), jnp.array([[0], [9]])
     return lax.gather(h, at, numbers, size, mode="fill").astype(jnp.float32).sum(1)
 
+
+@jax.custom_jvp
+def averaged(h):
+    return h / (1 + jnp.abs(h).sum(-1, keepdims=True))
+
+
+@averaged.defjvp
+def _averaged(h, t):
+    return averaged(*h), t[0] / 2 + t[0].mean(-1, keepdims=True)
+
+
+@jax.custom_vjp
+def smeared(h):
+    return jnp.tanh(h)
+
+
+smeared.defvjp(
+    lambda h: (smeared(h), None), lambda _, g: (g + g.mean(-1, keepdims=True),)
+)
+
+
+@jax.custom_jvp
+def beside(h, unread):
+    return 1.0 * h
+
+
+@beside.defjvp
+def _beside(h, t):
+    return beside(*h), t[0] + t[1]
+
+
+@jax.custom_vjp
+def gated(h):
+    return h * jnp.array([1.0, 0.0, 1.0, 0.0])
+
+
+gated.defvjp(lambda h: (gated(h), None), lambda _, g: (g,))
+
+
+@jax.custom_vjp
+def switched_off(h):
+    return 0.0 * h
+
+
+switched_off.defvjp(lambda h: (switched_off(h), None), lambda _, g: (g,))
 
 COLUMN, ROW, ALL = (..., 0), (0,), ...
 EXACT = {
@@ -193,6 +239,62 @@ def test_what_may_be_trained_stays(name):
     np.testing.assert_allclose(
         small(kind.inputs()), want(kind, kind.inputs()), rtol=1e-4, atol=1e-6
     )
+
+
+TWO = {"w": (3, 4), "o": (4, 2)}
+# Rules that are no derivative of what they belong to; the gradient is theirs.
+RULES = {
+    "a tangent averaged over channels": Kind(
+        lambda p, x: averaged(x @ p["w"]) @ p["o"], TWO, (3,), {"w": COLUMN}
+    ),
+    "a gradient averaged over channels": Kind(
+        lambda p, x: smeared(x @ p["w"]) @ p["o"], TWO, (3,), {"w": COLUMN}
+    ),
+    "an operand of the rule alone": Kind(
+        lambda p, x: beside(x @ p["w"], x @ p["v"]) @ p["o"],
+        {"w": (3, 4), "v": (3, 4), "o": (4, 2)}, (3,), {"w": COLUMN},
+    ),
+    "channels off in the value alone": Kind(
+        lambda p, x: gated(x @ p["w"]) @ p["o"], TWO, (3,), {}
+    ),
+    "all off in the value alone": Kind(
+        lambda p, x: (x + switched_off(x @ p["w"] @ p["o"])) ** 2,
+        {"w": (3, 4), "o": (4, 3)}, (3,), {},
+    ),
+    "rectifier": Kind(
+        lambda p, x: jax.nn.relu(x @ p["w"]) @ p["o"], TWO, (3,), {"w": COLUMN}
+    ),
+}  # fmt: skip
+
+
+def gradient_error(kind):
+    """Of what is left; what is gone must have none."""
+    x, slope = kind.inputs(), lambda f: jax.grad(lambda p: (f(p) ** 2).sum())
+    masked = {k: jnp.where(kind.mask[k], v, 0) for k, v in kind.params.items()}
+    result = cut(kind)
+    got = slope(lambda p: result.net.replace(params=p)(x))(result.net.params)
+    whole = slope(lambda p: kind.fn(p, x))(masked)
+    left = result.index.scatter(got)
+    off = [np.abs(np.where(kind.mask[k], whole[k] - left[k], 0)).max() for k in left]
+    return max(off)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_are_those_of_the_rule(name):
+    assert gradient_error(RULES[name]) <= 1e-5
+
+
+def test_a_rule_that_is_the_derivative_lets_units_go():
+    assert cut(RULES["rectifier"]).net.params["w"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("name", [*[*RULES][:3], "all off in the value alone"])
+def test_mutant_that_trusts_every_rule(monkeypatch, name):
+    monkeypatch.setattr(coupling, "has_rule", lambda equation: False)
+    fresh = traced_network._traced.__wrapped__  # not what the test above has traced
+    monkeypatch.setattr(traced_network, "_traced", fresh)
+    with pytest.raises((AssertionError, TypeError)):
+        assert gradient_error(RULES[name]) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["merged LoRA", "learned queries"])

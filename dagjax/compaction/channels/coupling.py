@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from dagjax.compaction.channels.wiring import wiring
 from dagjax.jaxprs.constants import Constants
 from dagjax.jaxprs.interpret import Abstract
 from dagjax.jaxprs.program import Equation, Program, is_literal
+from dagjax.jaxprs.pullback import Pullback, Pullbacks, has_rule
 from dagjax.jaxprs.versions import Atom, Var
 
 Axes = tuple[Array, ...]  # labels, axis by axis
@@ -54,8 +55,9 @@ class Channels(Abstract[Axes]):
             make or read. If not, such contractions are in `untied`, with the operand
             that is the kernel.
 
-    `at[value]` holds the labels of its axes, `wires[equation]` its wiring. Branches and
-    the passes of a loop are joined by unifying their labels.
+    `at[value]` holds the labels of its axes, `wires[equation]` its wiring,
+    `pullbacks[call]` its derivative rule. Branches and the passes of a loop are joined
+    by unifying their labels.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Channels(Abstract[Axes]):
         self._of_parameters = {*body.invars[:free]}
         self.at = self.of
         self.wires: dict[Equation, Wiring] = {}
+        self.pullbacks: dict[Equation, Pullback | None] = {}
+        self._rules = Pullbacks()
         self._values = Constants()
         inputs = [self._fresh(var) for var in body.invars]
         for axes in inputs[free:]:
@@ -203,6 +207,29 @@ class Channels(Abstract[Axes]):
             self.labels.unify(values[i][a], values[j][b])
         self._related(wires, values, results)
         return results
+
+    def call(self, equation: Equation, values: list[Axes]) -> Sequence[Axes]:
+        """The labels of its body; its derivative rule ties them too."""
+        results = super().call(equation, values)
+        if not has_rule(equation):
+            return results
+        rule = self.pullbacks[equation] = self._rules.of(equation)
+        if rule is None:
+            for axes in (*values, *results):
+                self._pin(axes, Reason("its derivative cannot be traced", equation))
+            return results
+        pulled = self.run(rule.program, [*values, *(results[i] for i in rule.results)])
+        for i, axes in zip(rule.operands, pulled, strict=True):
+            self.join(values[i], axes)
+        return results
+
+    def walk(self, equations: Sequence[Equation]) -> Iterator[Equation]:
+        """Equations with those of all programs inside, derivative rules among them."""
+        for equation in equations:
+            yield equation
+            rule = self.pullbacks.get(equation)
+            for body in (*equation.bodies, *((rule.program,) if rule else ())):
+                yield from self.walk(body.equations)
 
     def join(self, one: Axes, two: Axes) -> Axes:
         """One label for both, index by index."""

@@ -103,14 +103,11 @@ def ties(
 def needed(channels: Channels, facts: Facts) -> list[Equation]:
     """The equations that are evaluated; what is one constant is not computed.
 
-    Equations inside calls and loops are needed with them.
+    Equations inside calls and loops are needed with them, and their derivative rules.
     """
     body = channels.body
     outermost = backward_slice(body.equations, body.outvars, stops=facts.constants)
-    equations = list(outermost)
-    for equation in outermost:
-        equations.extend(e for inner in equation.bodies for e in inner.walk())
-    return equations
+    return [*channels.walk(outermost)]
 
 
 def read_by(channels: Channels, facts: Facts) -> set[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from dagjax.compaction.removal.facts import (
     ITSELF,
     UNKNOWN,
     UNTRAINED,
+    ZERO,
     Array,
     Entry,
     Expression,
@@ -36,6 +37,7 @@ from dagjax.compaction.removal.facts import (
 from dagjax.jaxprs.interpret import Abstract, bind
 from dagjax.jaxprs.primitives import primitive_of
 from dagjax.jaxprs.program import Equation
+from dagjax.jaxprs.pullback import Pullback
 from dagjax.jaxprs.versions import Atom, Var, evaluating
 from dagjax.types import PyTree
 
@@ -91,9 +93,63 @@ class Facts(Abstract[Fact]):
         return [self._settled(fact, var.aval.shape) for fact, var in rows]
 
     def call(self, equation: Equation, values: list[Fact]) -> Sequence[Fact]:
-        """The facts of its body, without expressions: their values are inside."""
-        results = super().call(equation, [*map(self._still, values)])
-        return [*map(self._still, results)]
+        """The facts of its body, without expressions: their values are inside.
+
+        Results that are numbers count as such only if the derivative rule agrees: it
+        may give the operands a gradient where the call ignores them.
+        """
+        values = [*map(self._still, values)]
+        results = [*map(self._still, super().call(equation, values))]
+        if equation not in self.channels.pullbacks:
+            return results
+        rule = self.channels.pullbacks[equation]
+        if rule is None or not self._agrees(rule, values, results):
+            results = [*map(_unknown, results)]
+        if rule is not None:
+            made = (_unknown(results[i]) for i in rule.results)
+            self.run(rule.program, [*values, *made])
+        return results
+
+    def _agrees(self, rule: Pullback, values: list[Fact], results: list[Fact]) -> bool:
+        """Whether cotangents of numbers reach nothing that may be trained.
+
+        The rule is linear in the cotangents: those of each result and axis are followed
+        alone, zero wherever the result is no number.
+        """
+        for place, i in enumerate(rule.results):
+            for cotangent in self._of_numbers(results[i]):
+                zeros = [
+                    Fact((None,) * len(results[j].axes), ZERO) for j in rule.results
+                ]
+                zeros[place] = cotangent
+                pulled = self.run(rule.program, [*values, *zeros])
+                given = (values[j] for j in rule.operands)
+                if not all(map(self._stays_inside, pulled, given)):
+                    return False
+        return True
+
+    def _of_numbers(self, fact: Fact) -> Iterator[Fact]:
+        """Cotangents of the slices that are numbers, axis by axis."""
+        if self.table.is_number(fact.whole):
+            yield _unknown(fact)
+            return
+        for axis, slices in enumerate(fact.axes):
+            if slices is not None and self.table.is_number(slices).any():
+                axes: list[Array | None] = [None] * len(fact.axes)
+                axes[axis] = np.where(self.table.is_number(slices), UNKNOWN, ZERO)
+                yield Fact(tuple(axes))
+
+    def _stays_inside(self, pulled: Fact, value: Fact) -> bool:
+        """Whether a cotangent is zero where the operand is data or may be trained."""
+        frozen = lambda facts: self.table.is_fixed(facts) & self.table.may_freeze(facts)
+        if self.table.is_zero(pulled.whole) or frozen(value.whole):
+            return True
+        rows = zip(pulled.axes, value.axes, strict=True)
+        return any(
+            bool((self.table.is_zero(p) | (v is not None and frozen(v))).all())
+            for p, v in rows
+            if p is not None
+        )
 
     def entering(self, equation: Equation, value: Fact) -> Fact:
         """Numbers alone: what is fixed may be another thing in each pass."""
@@ -518,6 +574,10 @@ class Facts(Abstract[Fact]):
     def _rank(self, facts: Array) -> Array:
         table = self.table
         return 1 * table.is_fixed(facts) + 2 * table.is_number(facts)
+
+
+def _unknown(fact: Fact) -> Fact:
+    return Fact((None,) * len(fact.axes))
 
 
 def _sees_padding(equation: Equation) -> bool:

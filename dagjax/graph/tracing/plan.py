@@ -21,7 +21,14 @@ from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.fingerprint import fingerprint
 from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
 from dagjax.jaxprs.primitives import MOVES, is_key, is_light
-from dagjax.jaxprs.program import Equation, Program, jaxpr_of, program_of
+from dagjax.jaxprs.program import (
+    PLAIN,
+    REMAT,
+    Equation,
+    Program,
+    jaxpr_of,
+    program_of,
+)
 from dagjax.jaxprs.unroll import unrolled
 from dagjax.types import PyTree, State
 
@@ -48,7 +55,7 @@ class Plan:
         closed, shapes = traced(function.fn, function.args)
         self.function = function
         self.program = program_of(
-            unrolled(closed) if function.unroll else closed, through_remat=True
+            unrolled(closed) if function.unroll else closed, entered=PLAIN | REMAT
         )
         self._codes: dict[str, Code] = {}
         self._merges: dict[str, Code] = {}

@@ -1,0 +1,93 @@
+"""The derivative rule of a call as a program: what it makes of cotangents.
+
+A rule need not be the derivative of what the call computes (straight-through
+estimators, clipped or averaged gradients): it may read operands that the call ignores,
+and mix indices that the call keeps apart. Whoever asks what a call reads asks both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dagjax.jaxprs.interpret import bind_whole
+from dagjax.jaxprs.primitives import primitives_with
+from dagjax.jaxprs.program import CALLS, PLAIN, Equation, Program, program_of
+from dagjax.jaxprs.versions import Atom, shape_of
+
+_CUSTOM = primitives_with(call="custom")
+# Rules that are the derivative, up to the tolerance of a solver that mixes all indices.
+_DERIVATIVES = frozenset({"jax.experimental.ode"})
+
+
+class Pullback(NamedTuple):
+    """The rule of a call.
+
+    Args:
+        program: Of the operands and the cotangents of the results that have one; it
+            gives the cotangents of the operands that have one. Calls are entered.
+        operands: Which operands have a cotangent.
+        results: Which results have one.
+    """
+
+    program: Program
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+def has_rule(equation: Equation) -> bool:
+    """Whether a call may have another derivative than what it computes."""
+    rule = equation.eqn.params.get("bwd")
+    module = getattr(getattr(rule, "f", rule), "__module__", "")
+    return equation.name in _CUSTOM and module not in _DERIVATIVES
+
+
+class Pullbacks:
+    """The rules of the calls of one program; those of equal calls are traced once."""
+
+    def __init__(self) -> None:
+        self._traced: dict[Any, Any] = {}
+
+    def of(self, equation: Equation) -> Pullback | None:
+        """The rule of a call, None if it cannot be traced.
+
+        Args:
+            equation: A call with a derivative rule of its own.
+        """
+        eqn = equation.eqn
+        operands, results = _moving(eqn.invars), _moving(eqn.outvars)
+        shapes = [shape_of(v.aval) for v in eqn.invars]
+        shapes += [shape_of(eqn.outvars[i].aval) for i in results]
+        key = (*shapes, *map(id, eqn.params.values()))  # the equation keeps them alive
+        if key not in self._traced:
+            self._traced[key] = _traced(eqn, operands, shapes)
+        if (closed := self._traced[key]) is None:
+            return None
+        return Pullback(program_of(closed, PLAIN | CALLS), operands, results)
+
+
+def _traced(eqn: Any, operands: tuple[int, ...], shapes: list[Any]) -> Any:
+    count = len(eqn.invars)
+
+    def pull(*args: Any) -> Any:
+        primals, cotangents = [*args[:count]], args[count:]
+
+        def call(*moved: Any) -> Any:
+            for i, x in zip(operands, moved, strict=True):
+                primals[i] = x
+            return [bind_whole(eqn, *primals)[i] for i in _moving(eqn.outvars)]
+
+        return jax.vjp(call, *(primals[i] for i in operands))[1]([*cotangents])
+
+    try:
+        return jax.make_jaxpr(pull)(*shapes)
+    except Exception:  # the rule is the user's own code: whatever it raises, no rule
+        return None
+
+
+def _moving(atoms: list[Atom]) -> tuple[int, ...]:
+    return tuple(
+        i for i, v in enumerate(atoms) if jnp.issubdtype(v.aval.dtype, jnp.inexact)
+    )
