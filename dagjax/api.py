@@ -222,16 +222,16 @@ def lottery(
         "margin": default_margin(task.loss, data) if margin is None else margin,
     }
     rounds = 1 + len(densities) * (1 + len(controls))
-    ticker = _Ticker(rounds, on_chunk)
+    progress = _Progress(rounds, on_chunk)
 
-    def told(report: Report) -> None:
-        ticker.finished(report.done)
+    def finished_round(report: Report) -> None:
+        progress.finished(report.done)
         if on_round is not None:
             on_round(report)
 
     experiment = Experiment(
         setup, make_keys(seeds, first_seed), data, densities,
-        _open(out, settings, resume), told, ticker, len(controls),
+        _open(out, settings, resume), finished_round, progress, len(controls),
         tickets=_tickets(out, resume), keep=keep,
     )  # fmt: skip
     tickets = experiment.rounds()
@@ -337,24 +337,24 @@ def _feasible(
     return tuple(name for name in dict.fromkeys(controls) if name not in left_out)
 
 
-class _Ticker:
+class _Progress:
     """Counts rounds over the whole experiment, with the share of the one that runs."""
 
-    def __init__(self, total: int, tell: Callable[[float, int], None] | None):
-        self.total, self.tell = total, tell
+    def __init__(self, total: int, callback: Callable[[float, int], None] | None):
+        self.total, self.callback = total, callback
         self.done = self.share = 0.0
 
     def __call__(self, share: float) -> None:
         self.share = min(self.share + share, 1.0)
-        self._tell()
+        self._report()
 
     def finished(self, rounds: int) -> None:
         self.done, self.share = rounds, 0.0
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
-        if self.tell is not None:
-            self.tell(self.done + self.share, self.total)
+    def _report(self) -> None:
+        if self.callback is not None:
+            self.callback(self.done + self.share, self.total)
 
 
 def _check_numbers(

@@ -316,8 +316,8 @@ def is_key(x: PyTree) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
-def is_light(equation: Equation, reads_parameter: bool) -> bool:
-    """Whether it only shapes a value: elementwise, a reduction, or moving entries.
+def is_elementwise(equation: Equation, reads_parameter: bool) -> bool:
+    """Whether it is elementwise work: also reductions, and what moves entries.
 
     Args:
         equation: One equation.

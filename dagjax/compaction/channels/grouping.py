@@ -258,11 +258,11 @@ def _levels(source: TracedNetwork) -> Array:
     channels, depth = source.channels, {}
     found = np.full(channels.classes.count, np.iinfo(np.int32).max)
     for equation in source.body.walk():
-        heavy = equation.name in CONTRACTIONS or equation.name == "gather"
-        level = max((depth.get(v, 0) for v in equation.reads), default=0) + heavy
+        is_product = equation.name in CONTRACTIONS or equation.name == "gather"
+        level = max((depth.get(v, 0) for v in equation.reads), default=0) + is_product
         for var in equation.eqn.outvars:
             depth[var] = level
-            if heavy and not equation.bodies:
+            if is_product and not equation.bodies:
                 for of in channels.classes_at(var):
                     np.minimum.at(found, of, level)
     flat = channels.classes.of[channels.classes.flat]

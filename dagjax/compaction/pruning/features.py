@@ -70,7 +70,7 @@ def features(eqn: Eqn, side: int, x: Array, every: int = 1) -> Array:
         spots = [slice(i * d, i * d + (n - 1) * s + 1, s) for i, d, s, n in axes]
         parts.append(x[(slice(None), *spots)].reshape(-1, x.shape[-1])[::every])
     groups = p["feature_group_count"]
-    many = home(x).stack(parts, -2)
+    many = namespace(x).stack(parts, -2)
     many = many.reshape(-1, len(parts), groups, x.shape[-1] // groups)
     return many.transpose(0, 2, 1, 3).reshape(len(many), groups, -1)
 
@@ -91,6 +91,6 @@ def local(x: PyTree) -> Array:
     return np.asarray(x) if jax.default_backend() == "cpu" else x
 
 
-def home(x: Array) -> Any:
+def namespace(x: Array) -> Any:
     """The module of an array's functions."""
     return np if isinstance(x, np.ndarray) else jnp

@@ -10,7 +10,7 @@ import numpy as np
 
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.traced_network import TracedNetwork
-from dagjax.compaction.pruning.features import axes_of, features, home, local, size
+from dagjax.compaction.pruning.features import axes_of, features, local, namespace, size
 from dagjax.compaction.pruning.sums import CONTRACTIONS, Sum, Sums, inlined, reads
 from dagjax.jaxprs.interpret import bind
 from dagjax.jaxprs.program import is_literal
@@ -66,8 +66,8 @@ class Walk:
     def at(self, place: int, ridge: float | None) -> PyTree:
         """Evaluate a step; `(leaves, level, before, after)` where a sum is done."""
         eqn = self.steps[place]
-        heavy = eqn.primitive.name in CONTRACTIONS
-        level = max([self.levels.get(v, 0) for v in reads(eqn)], default=0) + heavy
+        is_product = eqn.primitive.name in CONTRACTIONS
+        level = max([self.levels.get(v, 0) for v in reads(eqn)], default=0) + is_product
         self.levels |= dict.fromkeys(eqn.outvars, level)
         self._make(eqn, self.dense)
         if all(self.dense[v] is self.pruned[v] for v in reads(eqn)):
@@ -152,7 +152,7 @@ class Walk:
         if dense is pruned or not alive.any():
             return 0.0
         chosen = lambda x: _rows(local(x), found)[:, alive].ravel()
-        norm = lambda x: float(home(x).sqrt((x * x).sum()))
+        norm = lambda x: float(namespace(x).sqrt((x * x).sum()))
         return norm(chosen(dense) - chosen(pruned)) / (norm(chosen(dense)) or 1.0)
 
     def _solution(
@@ -193,9 +193,9 @@ class Walk:
             x = _sliced(eqn, term.side, x, part)
             parts.append(term.sign * features(eqn, term.side, x, every))
         for shift in found.shifts:
-            ones = home(parts[0]).ones_like(parts[0][..., :1])
+            ones = namespace(parts[0]).ones_like(parts[0][..., :1])
             parts.append(shift[2] * ones)
-        return home(parts[0]).concatenate(parts, -1)
+        return namespace(parts[0]).concatenate(parts, -1)
 
     def _change(
         self, found: Sum, delta: Array, scales: list[Array]

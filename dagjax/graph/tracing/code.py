@@ -18,17 +18,17 @@ from dagjax.types import PyTree
 Leaves = dict[str, list[PyTree]]
 
 
-class Slot(NamedTuple):
+class LeafIndex(NamedTuple):
     """Where a leaf is found.
 
     Args:
         tree: "params", or a part of the state.
-        leaf: Its index among the leaves of that tree.
+        position: Its index among the leaves of that tree.
         path: In that tree.
     """
 
     tree: str
-    leaf: int
+    position: int
     path: str
 
     def read(self, leaves: Sequence[PyTree], aval: Any) -> jax.Array:
@@ -37,7 +37,7 @@ class Slot(NamedTuple):
         Raises:
             TraceError: If it is not there, or of another kind than in the trace.
         """
-        found = leaves[self.leaf] if self.leaf < len(leaves) else None
+        found = leaves[self.position] if self.position < len(leaves) else None
         if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
             found = jnp.asarray(found)
         if found is not None:
@@ -112,13 +112,13 @@ class Code(NamedTuple):
     Args:
         closed: The closed jaxpr, a function of values, of what `shared` gives, of
             leaves, and of `held`.
-        slots: Where the leaves that it reads are found.
+        leaves: Where the leaves that it reads are found.
         held: Arrays that the function made for these shapes only.
         shared: What other parts of the program need too.
     """
 
     closed: Any
-    slots: tuple[Slot, ...]
+    leaves: tuple[LeafIndex, ...]
     held: tuple[PyTree, ...] = ()
     shared: tuple[Shared, ...] = ()
 
@@ -127,7 +127,7 @@ class Code(NamedTuple):
         given = [y for part in self.shared for y in part(context, values)]
         avals = [v.aval for v in self.closed.jaxpr.invars[len(values) + len(given) :]]
         read = [
-            slot.read(context.leaves.get(slot.tree, []), aval)
-            for slot, aval in zip(self.slots, avals, strict=False)
+            leaf.read(context.leaves.get(leaf.tree, []), aval)
+            for leaf, aval in zip(self.leaves, avals, strict=False)
         ]
         return run_closed(self.closed, [*values, *given, *read, *self.held])

@@ -14,7 +14,7 @@ from jax.tree_util import KeyPath
 
 from dagjax.graph.tracing.cut import Cut, Piece
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.jaxprs.primitives import is_light
+from dagjax.jaxprs.primitives import is_elementwise
 from dagjax.jaxprs.program import Equation
 
 # What a primitive is called in a network.
@@ -98,11 +98,11 @@ class Names:
                 self.nodes[target] = nodes(self._of_meeting(target, place))
 
     def _modules(self, work: Sequence[Equation]) -> list[str]:
-        """The modules whose parameters the heavy equations read, else the first."""
+        """The modules that the parametrized equations read, else the first."""
         read = [self.paths[v] for e in work for v in e.reads if v in self.paths]
         data = [e for e in work if e in self.flow.operands]
-        heavy = [self._sources(e) for e in data if not is_light(e, True)]
-        found = [_shared(list(map(_module, paths))) for paths in heavy if paths]
+        layers = [self._sources(e) for e in data if not is_elementwise(e, True)]
+        found = [_shared(list(map(_module, paths))) for paths in layers if paths]
         return list(dict.fromkeys(found or map(_module, read[:1])))
 
     def _of_modules(self, modules: list[str], work: Sequence[Equation]) -> str:
@@ -118,7 +118,7 @@ class Names:
         if _is_word(name):
             return name
         data = [e for e in work if e in self.flow.operands]
-        main = [e for e in data if not is_light(e, True)] or data
+        main = [e for e in data if not is_elementwise(e, True)] or data
         scopes = [s for e in main if (s := self.scopes[e]) not in self.containers]
         if not scopes or not scopes[0]:
             return f"{kind(data)}_{name.replace('/', '_')}" if name else kind(data)
@@ -139,7 +139,7 @@ class Names:
     def _of_work(self, piece: Piece, place: str) -> str:
         """A name from the scopes and the work of a piece without parameters."""
         work = [e for e in self.cut.work(piece) if e in self.flow.operands]
-        main = [e for e in work if not is_light(e, True)]
+        main = [e for e in work if not is_elementwise(e, True)]
         if not main and self.into[piece.target] > 1:
             return f"{place}/skip" if place else "skip"
         if not work:
@@ -191,7 +191,7 @@ def kind(work: Sequence[Equation]) -> str:
     if "exp" in names and "reduce_sum" in names:
         return "attention" if names.count("dot_general") > 1 else "softmax"
     for equation in work[::-1]:
-        if not is_light(equation, True):
+        if not is_elementwise(equation, True):
             return _word(equation)
     return _word(work[-1])
 
@@ -202,7 +202,7 @@ def describe(flow: Flow, work: Sequence[Equation]) -> str:
     for equation in work:
         if equation not in flow.operands:  # of parameters and statistics alone
             steps += ["norm"] * (equation.name == "rsqrt")
-        elif not is_light(equation, flow.reads_parameter(equation)):
+        elif not is_elementwise(equation, flow.reads_parameter(equation)):
             word = "embed" if equation.name == "gather" else _word(equation)
             steps.append(f"{word}{_shape(flow, equation)}")
         elif equation.name in _STEPS or equation.name.startswith("custom"):
@@ -215,7 +215,7 @@ def describe(flow: Flow, work: Sequence[Equation]) -> str:
 
 
 def _shape(flow: Flow, equation: Equation) -> str:
-    """The shape of what a heavy equation reads beside the data."""
+    """The shape of what a parametrized equation reads beside the data."""
     held = [v for v in equation.reads if v not in flow.data]
     if equation.name.startswith("reduce_window"):
         sides = [n for n in equation.eqn.params["window_dimensions"] if n > 1]

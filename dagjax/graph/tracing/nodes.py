@@ -1,12 +1,12 @@
 """Which values become nodes; that choice is all that granularity is.
 
-Every data value has a *home*: the one node that it is made of by light work alone
-(elementwise, reductions, moving entries). An equation whose operands lie in two regions
-is where branches meet: a sum or a merge. So a softmax, a normalization or a gelu, whose
-diamonds close within one home, do not fall apart. A heavy equation (a product with
-parameters, a convolution, a pooling) starts a home of its own, and its node stands as
-far down as everything that leaves the home passes: behind the activation. (Dominators
-of a flow graph: Lengauer & Tarjan 1979; the rule is ours.)
+Every data value has a *region*: the one node that it is made of by elementwise work
+alone (reductions and moving entries among it). An equation whose operands lie in two
+regions is where branches meet: a sum or a merge. So a softmax, a normalization or a
+gelu, whose diamonds close within one region, do not fall apart. A parametrized equation
+(a product with parameters, a convolution, a pooling) starts a region of its own, and
+its node stands as far down as everything that leaves the region passes: behind the
+activation. (Dominators of a flow graph: Lengauer & Tarjan 1979; the rule is ours.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from dagjax.graph.tracing.cut import Choice, Cut, Piece, cut
 from dagjax.graph.tracing.flow import Flow, Value
-from dagjax.jaxprs.primitives import MOVES, is_key, is_light, is_sum
+from dagjax.jaxprs.primitives import MOVES, is_elementwise, is_key, is_sum
 from dagjax.jaxprs.program import Equation
 
 _PRODUCTS = frozenset(("mul",))
@@ -50,7 +50,7 @@ def layers(flow: Flow) -> Choice:
     nodes = {v for v in {*ends.values()} | forced if v is not None}
     inner |= regions.meets - nodes  # moved on to its end
     taken = cut(flow, Choice(nodes, meets, inner))
-    bare = lambda e: is_light(e, False) and not flow.reads_parameter(e)
+    bare = lambda e: is_elementwise(e, False) and not flow.reads_parameter(e)
     return contracted(taken, lambda piece: all(map(bare, taken.work(piece))))
 
 
@@ -101,16 +101,16 @@ def contracted(taken: Cut, drops: Callable[[Piece], bool]) -> Choice:
 
 
 class Regions:
-    """The home of every data value, and the dominator tree within each home."""
+    """The region of every data value, and the dominator tree within each."""
 
     def __init__(self, flow: Flow, forced: set[Value]):
         self.flow = flow
-        self.home: dict[Value, Value] = {}
+        self.region: dict[Value, Value] = {}
         self.parent: dict[Value, Value] = {}
         self.depth: dict[Value, int] = {}
         self.reading: dict[Value, Value] = {}  # the last value that parameters made
         self.meets: set[Value] = set()  # roots where several regions meet
-        self.stationed: set[Equation] = set()  # makers of roots within one home
+        self.stationed: set[Equation] = set()  # makers of roots within one region
         self.exits: dict[Value, dict[Value, list[Equation]]] = {}
         needed = {*flow.cone(flow.outputs, flow.inputs)}
         for value in flow.inputs:
@@ -119,15 +119,15 @@ class Regions:
             if equation in needed:
                 self._add(equation, operands, forced)
         for value in flow.outputs:
-            self.exits[self.home[value]].setdefault(value, [])
+            self.exits[self.region[value]].setdefault(value, [])
 
     @property
     def roots(self) -> list[Value]:
-        """The values that are their own home."""
-        return [v for v, home in self.home.items() if v is home]
+        """The values that regions start with."""
+        return [v for v, region in self.region.items() if v is region]
 
     def end(self, root: Value) -> Value | None:
-        """Where the node of a home stands; None if nothing leaves the home."""
+        """Where the node of a region stands; None if nothing leaves the region."""
         exits = self.exits[root]
         if root in self.flow.inputs or (root in self.meets and not exits):
             return root
@@ -156,7 +156,7 @@ class Regions:
             yield functools.reduce(self._meet, exits)
 
     def goal(self, root: Value) -> Equation | None:
-        """The one equation that a home's values are used by, if it is one."""
+        """The one equation that a region's values are used by, if it is one."""
         users = {e for found in self.exits[root].values() for e in found}
         bare = all(self.exits[root].values())  # no output among them
         return next(iter(users)) if bare and len(users) == 1 else None
@@ -164,12 +164,12 @@ class Regions:
     def _add(
         self, equation: Equation, operands: tuple[Value, ...], forced: set[Value]
     ) -> None:
-        regions = dict.fromkeys(self.home[v] for v in operands)
-        light = is_light(equation, self.flow.reads_parameter(equation))
+        regions = dict.fromkeys(self.region[v] for v in operands)
+        elementwise = is_elementwise(equation, self.flow.reads_parameter(equation))
         for value in equation.eqn.outvars:
-            if len(regions) == 1 and light and value not in forced:
+            if len(regions) == 1 and elementwise and value not in forced:
                 parent = functools.reduce(self._meet, operands)
-                self._settle(value, self.home[parent], parent)
+                self._settle(value, self.region[parent], parent)
                 base = self.reading[parent]
                 reads = self.flow.reads_parameter(equation)
                 fresh = reads or any(self.reading[v] is not base for v in operands)
@@ -178,21 +178,21 @@ class Regions:
             self._settle(value, value)
             if len(regions) > 1:
                 self.meets.add(value)
-            elif light:
+            elif elementwise:
                 self.stationed.add(equation)
             for operand in operands:
-                users = self.exits[self.home[operand]].setdefault(operand, [])
+                users = self.exits[self.region[operand]].setdefault(operand, [])
                 users.append(equation)
 
-    def _settle(self, value: Value, home: Value, parent: Value | None = None) -> None:
-        self.home[value] = self.reading[value] = home
+    def _settle(self, value: Value, region: Value, parent: Value | None = None) -> None:
+        self.region[value] = self.reading[value] = region
         if parent is None:
             self.depth[value], self.exits[value] = 0, {}
         else:
             self.parent[value], self.depth[value] = parent, self.depth[parent] + 1
 
     def _meet(self, a: Value, b: Value) -> Value:
-        """The lowest value of a home that both are made of."""
+        """The lowest value of a region that both are made of."""
         while a is not b:
             if self.depth[a] >= self.depth[b]:
                 a = self.parent[a]
@@ -244,7 +244,7 @@ def _up_to_product(regions: Regions, root: Value) -> list[Value]:
 
 def _feeding(regions: Regions, maker: Equation) -> list[Value]:
     """Where branches meet whose values only this equation uses."""
-    before = dict.fromkeys(regions.home[v] for v in regions.flow.operands[maker])
+    before = dict.fromkeys(regions.region[v] for v in regions.flow.operands[maker])
     return [r for r in before if r in regions.meets and regions.goal(r) is maker]
 
 

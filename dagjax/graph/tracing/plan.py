@@ -13,14 +13,14 @@ import jax.core
 from jax.extend import core
 
 from dagjax.graph.tracing import nodes
-from dagjax.graph.tracing.code import Code, Shared, Slot
+from dagjax.graph.tracing.code import Code, LeafIndex, Shared
 from dagjax.graph.tracing.cut import Cut, Piece, cut
 from dagjax.graph.tracing.flow import Flow, Value
 from dagjax.graph.tracing.naming import Names, Unique, path_of
 from dagjax.jaxprs.canonical import canonical
 from dagjax.jaxprs.fingerprint import fingerprint
 from dagjax.jaxprs.messages import TraceError, line_of, name_of, traced
-from dagjax.jaxprs.primitives import MOVES, is_key, is_light
+from dagjax.jaxprs.primitives import MOVES, is_elementwise, is_key
 from dagjax.jaxprs.program import (
     PLAIN,
     REMAT,
@@ -68,10 +68,12 @@ class Plan:
         self.outvars = self.program.outvars[:ends]
         self.state_outvars = self.program.outvars[ends:]
         places = dict(zip(self._consts, self.digests, strict=True))
-        self.slots = _slots(self.program, function, places, known or self.digests)
-        self.own = {v: x for v, x in self._consts.items() if v not in self.slots}
-        self.inputs = [v for v in self.program.invars if v not in self.slots]
-        held = [v for v, slot in self.slots.items() if slot.tree != "keys"]
+        self.leaf_of = _leaf_indices(
+            self.program, function, places, known or self.digests
+        )
+        self.own = {v: x for v, x in self._consts.items() if v not in self.leaf_of}
+        self.inputs = [v for v in self.program.invars if v not in self.leaf_of]
+        held = [v for v, leaf in self.leaf_of.items() if leaf.tree != "keys"]
         held += self.own
         self.flow = Flow(self.program, self.inputs, held, self.outvars)
         self._check()
@@ -102,7 +104,7 @@ class Plan:
     def key_places(self) -> list[int]:
         """Where the keys stand among the leaves of the inputs."""
         inputs = self.program.invars[-len(jax.tree.leaves(self.function.inputs)) :]
-        return [i for i, v in enumerate(inputs) if v in self.slots]
+        return [i for i, v in enumerate(inputs) if v in self.leaf_of]
 
     @functools.cached_property
     def outline(self) -> dict[str, tuple[PyTree, ...]]:
@@ -163,7 +165,9 @@ class Plan:
         """
         parts = [*map(self.cut.work, self.cut.pieces), self._updating]
         parts += [join.equations for join in self.cut.merges.values()]
-        times = Counter(e for part in parts for e in part if not is_light(e, True))
+        times = Counter(
+            e for part in parts for e in part if not is_elementwise(e, True)
+        )
         return frozenset(e for e, n in times.items() if n > 1)
 
     @property
@@ -195,13 +199,13 @@ class Plan:
         wanted = read.keys() - {*values}
         parts = [self._part(e, values, wanted) for e in apart]
         given = [v for e in apart for v in e.eqn.outvars if v in wanted]
-        leaves = [v for v in read if v in self.slots]
+        leaves = [v for v in read if v in self.leaf_of]
         own = [v for v in read if v in self.own]
         invars = [*values, *given, *leaves, *own]
         closed = jaxpr_of(self.program.jaxpr, work, invars, [*ends])
         return Code(
             closed,
-            tuple(self.slots[v] for v in leaves),
+            tuple(self.leaf_of[v] for v in leaves),
             tuple(self.own[v] for v in own),
             tuple(part for part in parts if part.results),
         )
@@ -246,26 +250,26 @@ def _results(shapes: PyTree, state: State) -> tuple[Any, Any]:
     return shapes if same and kinds(shapes[1]) == kinds(state) else (shapes, None)
 
 
-def _slots(
+def _leaf_indices(
     program: Program,
     function: TracedFunction,
     consts: dict[Value, str],
     known: Sequence[str],
-) -> dict[Value, Slot]:
+) -> dict[Value, LeafIndex]:
     """Where each leaf is found: in the parameters, or in a part of the state."""
-    slots: dict[Value, Slot] = {}
+    leaf_of: dict[Value, LeafIndex] = {}
     invars = iter(program.invars)
     for name, tree in (("params", function.params), ("user", function.state)):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        for place, (path, _) in enumerate(leaves):
-            slots[next(invars)] = Slot(name, place, path_of(path))
+        for index, (path, _) in enumerate(leaves):
+            leaf_of[next(invars)] = LeafIndex(name, index, path_of(path))
     keys = [v for v in invars if _is_key(program, v)]
-    slots |= {v: Slot("keys", i, str(i)) for i, v in enumerate(keys)}
+    leaf_of |= {v: LeafIndex("keys", i, str(i)) for i, v in enumerate(keys)}
     for v, digest in consts.items():
         if digest in known:
-            place = known.index(digest)
-            slots[v] = Slot("consts", place, str(place))
-    return slots
+            index = known.index(digest)
+            leaf_of[v] = LeafIndex("consts", index, str(index))
+    return leaf_of
 
 
 def _digest(x: PyTree) -> str:
@@ -298,7 +302,7 @@ def _named(plan: Plan, granularity: Granularity) -> tuple[Cut, Names]:
 
 
 def _names(plan: Plan, taken: Cut) -> Names:
-    parameters = {v: s.path for v, s in plan.slots.items() if s.tree == "params"}
+    parameters = {v: s.path for v, s in plan.leaf_of.items() if s.tree == "params"}
     unique, inputs = Unique(), _input_paths(plan)
     called = {v: unique(inputs[v]) for v in plan.inputs}
     results = jax.tree_util.tree_leaves_with_path(plan.result)

@@ -154,8 +154,8 @@ def _check_arrays(what: str, tree: PyTree) -> None:
 def _warn_of_unread(plan: Plan) -> None:
     needed = plan.flow.cone([*plan.flow.outputs, *plan.state_values], ())
     read = {v for equation in needed for v in equation.reads}
-    held = [(v, slot) for v, slot in plan.slots.items() if slot.tree == "params"]
-    unread = [slot.path for v, slot in held if v not in read]
+    held = [(v, leaf) for v, leaf in plan.leaf_of.items() if leaf.tree == "params"]
+    unread = [leaf.path for v, leaf in held if v not in read]
     if unread:
         warnings.warn(
             f"{name_of(plan.function.fn)} does not use the parameters "

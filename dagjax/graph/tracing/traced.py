@@ -48,7 +48,7 @@ class Traced(Function):
     @property
     def reads(self) -> tuple[str, ...]:
         """Paths of the parameters that it reads."""
-        return tuple(s.path for s in self._code.slots if s.tree == "params")
+        return tuple(s.path for s in self._code.leaves if s.tree == "params")
 
     @property
     def pattern(self) -> Hashable:
@@ -62,8 +62,8 @@ class Traced(Function):
     def own(self, params: Params, name: str) -> PyTree:
         """`{path: leaf}` of the parameters that it reads."""
         leaves = self.function.leaves(params, {})["params"]
-        slots = [slot for slot in self._code.slots if slot.tree == "params"]
-        return {slot.path: leaves[slot.leaf] for slot in slots}
+        own = [leaf for leaf in self._code.leaves if leaf.tree == "params"]
+        return {leaf.path: leaves[leaf.position] for leaf in own}
 
     def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
@@ -184,12 +184,12 @@ class TracedSignature(Signature):
         plan = self.function.base
         if plan.new_state is None:
             return ()
-        slots = [slot for slot in plan.slots.values() if slot.tree == "user"]
-        path_of = {slot.leaf: slot.path for slot in slots}
+        state = [leaf for leaf in plan.leaf_of.values() if leaf.tree == "user"]
+        path_of = {leaf.position: leaf.path for leaf in state}
         return tuple(
             path_of[leaf]
             for leaf, atom in enumerate(plan.state_outvars)
-            if not (atom in plan.state_values and atom in plan.slots)
+            if not (atom in plan.state_values and atom in plan.leaf_of)
             and jnp.issubdtype(atom.aval.dtype, jnp.inexact)  # counts of keys may go on
         )
 
