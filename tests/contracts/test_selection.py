@@ -122,7 +122,8 @@ def oracle(groups, case):
     new = np.zeros(N, bool)
     scores = np.where(case.alive, case.scores, 0).astype(np.float64)
     for group in groups:
-        means = np.array([scores[unit].mean() for unit in group])
+        with np.errstate(invalid="ignore"):  # the mean of inf and -inf is NaN
+            means = np.array([scores[unit].mean() for unit in group])
         alive = np.array([case.alive[unit].any() for unit in group])
         nan = np.isnan(means)
         order = np.lexsort((np.where(nan, 0, -means), nan, ~alive))  # stable
