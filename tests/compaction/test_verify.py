@@ -12,6 +12,7 @@ from dagjax.compaction.removal.compacted import Small
 from dagjax.compaction.removal.rounding import close, differing, runs_of
 from dagjax.jaxprs.program import program_of
 from tests.compaction.nets import filled, normal
+from tests.sweeps import seldom
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -76,7 +77,7 @@ def test_rounding_is_no_alarm(fn):
     assert small.params["w"].shape == (3, 32)
 
 
-@pytest.mark.parametrize("fn", CASES[1:])
+@pytest.mark.parametrize("fn", seldom(CASES[1:], [deep]))
 def test_a_wrong_cut_is_caught(fn, monkeypatch):
     """The kept biases are off, by little where the types let one see little."""
     dag, mask = cut(fn)
@@ -92,7 +93,7 @@ def test_a_wrong_cut_is_caught(fn, monkeypatch):
         dj.compact(dag, mask)
 
 
-@pytest.mark.parametrize("fn", [half_inside, complex_valued, deep])
+@pytest.mark.parametrize("fn", seldom([half_inside, complex_valued, deep], [deep]))
 def test_a_lost_gradient_is_caught(fn, monkeypatch):
     dag, mask = cut(fn)
     call = Small.__call__

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import dagjax as dj
 from tests.compaction.nets import filled, normal
 from tests.graph.nets import distance
-from tests.sweeps import seldom
+from tests.sweeps import mostly, seldom
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -112,7 +112,7 @@ def test_values_and_gradients(fn):
 
 @pytest.mark.parametrize(
     ("fn", "gone"),
-    seldom(itertools.product(CASES, "wv"), [(fn, "v") for fn in SLOW]),
+    seldom(itertools.product(CASES, "wv"), [*((fn, "v") for fn in SLOW), (ode, "w")]),
 )
 def test_the_cut_keeps_values_and_gradients(fn, gone):
     """A hidden unit is masked where it is made, or where it is read."""
@@ -129,14 +129,28 @@ def test_the_cut_keeps_values_and_gradients(fn, gone):
     assert distance(got, cut.index.gather(want), scale=want) <= 1e-4
 
 
+def test_the_rule_of_a_solver_counts_as_the_derivative():
+    """Its adjoint mixes all indices, up to its tolerance for nothing."""
+    dag = dj.trace(ode, filled(SHAPES), normal(2, 3))
+    assert dj.units(dag)["w"].size == 6
+
+
 INTEGERS = {
     "maximum": jnp.maximum, "minimum": jnp.minimum, "product": jnp.multiply,
     "sum": jnp.add, "quotient": lambda i, j: i // j,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("join", INTEGERS)
-@pytest.mark.parametrize("dtype", ["int32", "uint8"])
+UNSIGNED = [(join, "uint8") for join in ("maximum", "quotient")]
+
+
+@pytest.mark.parametrize(
+    ("join", "dtype"),
+    mostly(
+        itertools.product(INTEGERS, ["int32", "uint8"]),
+        [*UNSIGNED, *((join, "int32") for join in INTEGERS)],
+    ),
+)
 def test_branches_of_integers_meet(join, dtype):
     """They are indices of a table; a quotient by zero ends no process."""
     params, i, j = {"t": normal(9, 4)}, jnp.asarray([3, 8]), jnp.asarray([1, 2])
