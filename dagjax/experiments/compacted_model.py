@@ -18,11 +18,7 @@ from dagjax.types import Array, Key, PyTree, State
 
 @dataclasses.dataclass(frozen=True)
 class CompactedModel:
-    """A compacted network with the two methods that training asks for.
-
-    Args:
-        net: The network, shapes in place of its arrays.
-    """
+    """A compacted network, shapes in place of its arrays, as training asks for it."""
 
     net: Small
 
@@ -48,12 +44,7 @@ class CompactedModel:
 def compacted_model(
     model: Model, small: Compacted, x: Array
 ) -> tuple[Trainable, Trained]:
-    """A model of the small network, and where its training starts.
-
-    Args:
-        model: The network before the cut.
-        small: What is left of it.
-        x: Examples.
+    """A model of the small network, and where its training starts; `x` are examples.
 
     Raises:
         ValueError: If it has a training mode, and cannot be built of narrower layers.

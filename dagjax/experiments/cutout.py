@@ -98,11 +98,8 @@ class CutOut:
     def _size(self) -> str:
         if all(math.isnan(cut.small.params) for cut in self.cuts):
             return ""
-        before, after, kept = (
-            np.nanmedian([read(cut) for cut in self.cuts])
-            for read in (lambda c: c.dense.params, lambda c: c.small.params,
-                         lambda c: c.kept)
-        )  # fmt: skip
+        sizes = [(cut.dense.params, cut.small.params, cut.kept) for cut in self.cuts]
+        before, after, kept = np.nanmedian(sizes, axis=0)
         return f"{before:,.0f} -> {after:,.0f} parameters ({kept:,.0f} under the mask)"
 
     def _speed(self) -> str:
@@ -172,45 +169,37 @@ def _ticket(experiment: Experiment, tickets: Rounds, i: int, number: int) -> _Ti
 
 
 def _cut_seed(setup: Setup, ticket: _Ticket) -> Cut:
-    kept = parameters_kept(ticket.mask, ticket.start.theta)
-    dag = network(setup.model, ticket.start, ticket.data.x_train[:1])
+    number, key, start, mask, data = ticket
+    kept = parameters_kept(mask, start.theta)
+    dag = network(setup.model, start, data.x_train[:1])
     try:
-        small = compact(dag, ticket.mask["params"])
-        cut = Cut(ticket.seed, kept, _side(dag), _side(small.net))
+        small = compact(dag, mask["params"])
+        cut = Cut(number, kept, _side(dag), _side(small.net))
     except Exception as error:  # the experiment is done; this must not end it
         sides = Side(count_params(dag.params), math.nan), Side(math.nan, math.nan)  # pyright: ignore
-        return Cut(ticket.seed, kept, *sides, reason=f"not cut out ({_line(error)})")
+        return Cut(number, kept, *sides, reason=f"not cut out ({_line(error)})")
     try:
-        model, start = compacted_model(setup.model, small, ticket.data.x_train)
+        model, small_start = compacted_model(setup.model, small, data.x_train)
     except ValueError as error:
         return dataclasses.replace(cut, reason=f"not trained: {_line(error)}")
-    left = _left(small.index.gather(ticket.mask["params"]))
+    some = lambda m: None if bool(np.all(m)) else m  # None keeps all of a leaf
+    left = masks.tree_map(some, small.index.gather(mask["params"]))
     runners = (
-        Runner(setup.model, ticket.start, ticket.mask),
-        Runner(model, start, {"params": left, "gates": None}),
+        Runner(setup.model, start, mask),
+        Runner(model, small_start, {"params": left, "gates": None}),
     )
-    return _measured(cut, *race(setup, runners, ticket.key, ticket.data))
+    return _measured(cut, *race(setup, runners, key, data))
 
 
 def _measured(cut: Cut, dense: Finish, small: Finish) -> Cut:
     """The cut with what training both has shown."""
-    sides = {
-        name: dataclasses.replace(
-            side, step=end.step, loss=end.losses[-1], metric=end.metric
-        )
-        for name, side, end in (
-            ("dense", cut.dense, dense),
-            ("small", cut.small, small),
-        )
-    }
+
+    def trained(side: Side, end: Finish) -> Side:
+        return Side(side.params, side.flops, end.step, end.losses[-1], end.metric)
+
+    sides = {"dense": trained(cut.dense, dense), "small": trained(cut.small, small)}
     gap = float(np.max(np.abs(np.subtract(dense.losses, small.losses))))
     return dataclasses.replace(cut, **sides, gap=gap)
-
-
-def _left(mask: Mask) -> Mask:
-    """The mask of the small network; None where it keeps all of a leaf."""
-    some = lambda m: None if bool(np.all(m)) else m
-    return masks.tree_map(some, mask)
 
 
 def _side(net: Network) -> Side:

@@ -69,18 +69,10 @@ expected nonnegative labels
 def check_array(value: Array, where: str, *, labels: bool = False) -> None:
     """Require an array of at least one example, of finite floats or of integers.
 
-    Args:
-        value: what should be an array, `[N, ...]`.
-        where: the field, for messages.
-        labels: whether integers must be nonnegative.
-
-    Raises:
-        DataError: it is not.
-
     >>> check_array(np.array([1.0, np.nan]), "x")
     Traceback (most recent call last):
     dagjax.experiments.examples.DataError: x: got nan at index (1,), expected \
-finite values
+    finite values
     """
     if not isinstance(value, np.ndarray | jax.Array):
         fail(where, type(value).__name__, "a numpy or jax array")
@@ -95,41 +87,13 @@ finite values
 
 
 def check_length(x: Array, y: Array, where: str, other: str) -> None:
-    """Require one label for each input.
-
-    Args:
-        x: inputs, `[N, ...]`.
-        y: labels, `[N, ...]`.
-        where: the name of `y`, for messages.
-        other: the name of `x`, for messages.
-
-    Raises:
-        DataError: the lengths differ.
-
-    >>> check_length(np.zeros(3), np.zeros(2), "y", "x")
-    Traceback (most recent call last):
-    dagjax.experiments.examples.DataError: y: got length 2, expected 3, as many as x
-    """
+    """Require one label for each input; `where` and `other` name `y` and `x`."""
     if len(x) != len(y):
         fail(where, f"length {len(y)}", f"{len(x)}, as many as {other}")
 
 
 def check_kind(train: Array, test: Array, where: str) -> None:
-    """Require that test examples have the shape and the dtype of training examples.
-
-    Args:
-        train: `[N, ...]`.
-        test: `[M, ...]`.
-        where: the name of `test`, for messages.
-
-    Raises:
-        DataError: they have not.
-
-    >>> check_kind(np.zeros((3, 4)), np.zeros((2, 5)), "x_test")
-    Traceback (most recent call last):
-    dagjax.experiments.examples.DataError: x_test: got float64 examples of shape \
-(5,), expected float64 of shape (4,) as in train
-    """
+    """Require that test examples have the shape and the dtype of training examples."""
     want, got = (train.dtype, train.shape[1:]), (test.dtype, test.shape[1:])
     if got != want:
         expected = f"{want[0]} of shape {want[1]} as in train"
@@ -137,13 +101,7 @@ def check_kind(train: Array, test: Array, where: str) -> None:
 
 
 def fixed_order(n: int) -> np.ndarray:
-    """A permutation that is the same on every machine and every numpy.
-
-    Args:
-        n: how many examples.
-
-    Returns:
-        `[n]`, the integers below `n`, shuffled.
+    """The integers below `n` in an order that is the same on every machine and numpy.
 
     >>> fixed_order(5).tolist()
     [3, 2, 1, 0, 4]
@@ -174,14 +132,6 @@ def split(x: Array, y: Array, n_test: int) -> Data:
 def fail(where: str, got: str, expected: str) -> NoReturn:
     """Raise a `DataError` that says where, what was got, and what was expected.
 
-    Args:
-        where: a field, file, or file and offset.
-        got: what is there.
-        expected: what should be.
-
-    Raises:
-        DataError: always.
-
     >>> fail("x_train", "list", "an array")
     Traceback (most recent call last):
     dagjax.experiments.examples.DataError: x_train: got list, expected an array
@@ -190,16 +140,7 @@ def fail(where: str, got: str, expected: str) -> NoReturn:
 
 
 def require(good: np.ndarray, value: Array, where: str, expected: str) -> None:
-    """Fail at the first element that is not good.
-
-    Args:
-        good: booleans, any shape.
-        value: the elements they judge, same shape.
-        where: their name, for messages.
-        expected: what is good, for messages.
-
-    Raises:
-        DataError: an element is not good.
+    """Fail at the first element of `value` that is not good.
 
     >>> require(np.array([True, False]), np.array([3, -7]), "y", "labels")
     Traceback (most recent call last):

@@ -79,16 +79,16 @@ INFO = TrainInfo(0, 0, 0)  # pyright: ignore[reportArgumentType]  # structure on
 
 def make_pieces(setup: Setup, data: Data, on_chunk: OnChunk) -> Pieces:
     """The experiment's functions, compiled and mapped over seeds."""
-    single = jax.default_backend() == "cpu" and slow_in_loop(setup.model, data)
-    trainers = make_trainers(
-        setup.config, setup.model, setup.task, setup.tx, setup.rewind
-    )
-    init = make_init(setup.model, GRANULARITIES[setup.prune].full, setup.pruner)
+    config, model = setup.config, setup.model
+    single = slow_in_loop(model, data)
+    both = make_trainers(config, model, setup.task, setup.tx, setup.rewind)
+    trainer, pretrainer = both
+    init = make_init(model, GRANULARITIES[setup.prune].full, setup.pruner)
     return Pieces(
         jax.jit(over_seeds(init, shared=1)),
-        trainers.pretrain and looped(trainers.pretrain, lambda share: None, single),
-        looped(trainers.train, on_chunk, single),
-        jax.jit(over_seeds(make_prune(setup.pruner, setup.config), shared=2)),
+        pretrainer and looped(pretrainer, lambda share: None, single),
+        looped(trainer, on_chunk, single),
+        jax.jit(over_seeds(make_prune(setup.pruner, config), shared=2)),
     )
 
 
@@ -159,15 +159,16 @@ class Experiment:
         pruned = jax.tree.map(lambda x: x[1:], tickets.info)
         arms = {"dense": Rounds(dense, tickets.weights[:1])}
         arms |= {"ticket": Rounds(pruned, tickets.weights[1:]), **controls}
+        read = lambda field: {
+            name: np.asarray(getattr(arm.info, field)) for name, arm in arms.items()
+        }
         return Record(
             settings,
             np.asarray(self.setup.config.evals),
             self.densities,
-            {name: np.asarray(arm.info.loss) for name, arm in arms.items()},
-            {name: np.asarray(arm.info.test_loss) for name, arm in arms.items()},
-            {name: np.asarray(arm.info.test_metric) for name, arm in arms.items()},
-            {name: arm.weights for name, arm in arms.items()},
-            tickets.masks,
+            **{field: read(field) for field in TrainInfo._fields},
+            weights={name: arm.weights for name, arm in arms.items()},
+            masks=tickets.masks,
         )
 
     def finished(

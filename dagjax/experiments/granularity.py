@@ -100,16 +100,7 @@ GRANULARITIES = {
 
 
 def make_score(name: str, model: Model, task: Task) -> Score:
-    """A score of parameters with gates, on batches `(state, x, y)`.
-
-    Args:
-        name: `magnitude`, `taylor`, `gate` or `random`.
-        model: The network.
-        task: Its loss.
-
-    Raises:
-        ValueError: If there is no such score.
-    """
+    """A score of parameters with gates by its name, on batches `(state, x, y)`."""
 
     def loss(theta: Theta, batch: PyTree) -> jax.Array:
         state, x, y = batch

@@ -80,22 +80,7 @@ def read_idx(file: str | os.PathLike[str]) -> np.ndarray:
 
 
 def file_size(file: str | os.PathLike[str]) -> int:
-    """Size of a regular file.
-
-    Args:
-        file: its path.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        DataError: there is no such file, or it is a folder or a device.
-
-    >>> file_size("/dev/null")
-    Traceback (most recent call last):
-    dagjax.experiments.examples.DataError: /dev/null: got no such file, expected a \
-regular file
-    """
+    """Bytes of a regular file; a `DataError` where there is none."""
     if not os.path.isfile(file):
         fail(os.fspath(file), "no such file", "a regular file")
     return os.path.getsize(file)

@@ -36,17 +36,7 @@ def images(raw: Data, source: str) -> Data:
 
 
 def narrow(value: Array, where: str) -> np.ndarray:
-    """Numbers in 32 bits: float32 for floats, int32 for integers.
-
-    Args:
-        value: numbers, any shape.
-        where: their name, for messages.
-
-    Returns:
-        The same numbers on the host, float32 or int32.
-
-    Raises:
-        DataError: one does not fit.
+    """Numbers in 32 bits, on the host; a `DataError` names the first that does not fit.
 
     >>> narrow(np.array([3, 9], np.uint8), "y").dtype
     dtype('int32')

@@ -28,14 +28,9 @@ Train = Callable[..., tuple[Trained, TrainInfo]]
 def looped(trainer: Trainer, on_chunk: OnChunk, single: bool = False) -> Train:
     """Drive a trainer by a Python loop over chunks, for all seeds at once.
 
-    Args:
-        trainer: The pieces of training of one seed.
-        on_chunk: Called after every chunk with its share of the training.
-        single: Call one step at a time, of as many seeds as there are devices: no
-            compiled loop is left around a step.
-
-    Returns:
-        The same function as `scanned` gives, mapped over seeds.
+    The same function as `scanned` gives, mapped over seeds. `on_chunk` is called after
+    every chunk with its share of the training; `single`: one step at a time, of as many
+    seeds as there are devices, so that no compiled loop is left around a step.
     """
     order = jax.jit(over_seeds(trainer.order, shared=1))
     begin = jax.jit(over_seeds(trainer.begin, shared=1))
@@ -90,6 +85,8 @@ def slow_in_loop(model: Trainable, data: Data) -> bool:
     It is fast at the layout NHWC, HWIO -> NHWC only, in which `scan_conv` writes the
     gradients too; `lax.conv_general_dilated` does not (jax issue 12868).
     """
+    if jax.default_backend() != "cpu":
+        return False
     x = data.x_train[:1]
     theta, state, _ = model.shapes(x)
     total = lambda t, s: jnp.sum(model.apply(t, s, x)[0])

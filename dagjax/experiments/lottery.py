@@ -56,26 +56,19 @@ class Pieces(NamedTuple):
     prune: Callable[..., tuple[Mask, Any]]  # (keys, point, trained, data, density)
 
 
-class Trainers(NamedTuple):
-    """Training from the rewind point, and to it."""
-
-    train: Trainer
-    pretrain: Trainer | None
-
-
 def make_trainers(
     config: TrainConfig,
     model: Model,
     task: Task,
     tx: optax.GradientTransformation,
     rewind: int = 0,
-) -> Trainers:
+) -> tuple[Trainer, Trainer | None]:
     """The trainer of the rounds, and one of `rewind` steps where there is rewinding."""
     train = make_trainer(config, model, task, tx)
     if not rewind:
-        return Trainers(train, None)
+        return train, None
     before = TrainConfig(rewind, config.batch, rewind, 1)
-    return Trainers(train, make_trainer(before, model, task, tx, stream=1))
+    return train, make_trainer(before, model, task, tx, stream=1)
 
 
 def make_init(
@@ -178,11 +171,11 @@ def make_lottery(
         >>> rounds.info.loss.shape
         (2, 3, 3)
     """
-    trainers = make_trainers(config, model, task, tx, rewind)
+    trainer, pretrainer = make_trainers(config, model, task, tx, rewind)
     pieces = Pieces(
         make_init(model, full, pruner),
-        trainers.pretrain and scanned(trainers.pretrain),
-        scanned(trainers.train),
+        pretrainer and scanned(pretrainer),
+        scanned(trainer),
         make_prune(pruner, config),
     )
 

@@ -21,14 +21,10 @@ def narrow_model(model: Model, small: Small, x: Array) -> Model:
     """The graph with the widths of a compacted network: it can train batch norms.
 
     `dj.compact` cuts the function of inference; a graph whose layers have as many
-    features as were kept is the same function there, and has its mode of training. A
-    dead channel before a batch norm emits the shift, 0 at the start: where something
-    but a relu reads it, the masked network trains that shift and the two part.
-
-    Args:
-        model: The network before the cut.
-        small: What is left of it.
-        x: Examples on which the two are compared.
+    features as were kept is the same function there (compared at `x`), and has its
+    mode of training. A dead channel before a batch norm emits the shift, 0 at the
+    start: where something but a relu reads it, the masked network trains that shift
+    and the two part.
 
     Raises:
         ValueError: If there is no such graph.

@@ -41,14 +41,7 @@ class Finish(NamedTuple):
 def race(
     setup: Setup, runners: tuple[Runner, Runner], key: Key, data: Data
 ) -> tuple[Finish, Finish]:
-    """Train both, a chunk of the one after a chunk of the other.
-
-    Args:
-        setup: Of the experiment.
-        runners: The two networks.
-        key: Of the order of the examples.
-        data: The data, on one device.
-    """
+    """Train both, a chunk of the one after a chunk of the other; data on one device."""
     one, two = (_Lane(setup, runner, key, data) for runner in runners)
     for i in range(one.order.shape[0]):
         for lane in (one, two) if i % 2 else (two, one):
@@ -62,8 +55,7 @@ class _Lane:
     def __init__(self, setup: Setup, runner: Runner, key: Key, data: Data):
         model, start, mask = runner
         self.trainer = make_trainer(setup.config, model, setup.task, setup.tx)
-        cpu = jax.default_backend() == "cpu"
-        self.single = cpu and slow_in_loop(model, data)
+        self.single = slow_in_loop(model, data)
         self.key, self.mask, self.data = key, mask, data
         self.order = jax.jit(self.trainer.order)(key, data)
         self.carry = jax.jit(self.trainer.begin)(start, mask, setup.learning_rate)

@@ -39,14 +39,7 @@ class Ticket(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run of units or weights.
-
-    Args:
-        folder: Where it lies.
-        record: What its `run.json` holds.
-        seed: The number of the seed that is asked for.
-        round: The number of the round.
-    """
+    """A finished run of units or weights, and which seed and round are asked for."""
 
     folder: Path
     record: Settings
@@ -71,9 +64,6 @@ class Run:
     def ticket(self, model: Model) -> Ticket:
         """The trained ticket.
 
-        Args:
-            model: The network that was trained.
-
         Raises:
             StoreError: If the files are not those of this network.
         """
@@ -91,12 +81,9 @@ class Run:
 
 
 def open_run(folder: Path, seed: int | None = None, number: int | None = None) -> Run:
-    """A run folder, checked.
+    """A run folder, checked, as `dagjax lottery` or `dj.lottery(out=...)` writes them.
 
-    Args:
-        folder: Written by `dagjax lottery`, or by `dj.lottery` with `out=`.
-        seed: The number of a seed; None: the first one.
-        number: The number of a round, from 1 on; None: the last one.
+    Without a seed the first one, without a number the last round.
 
     Raises:
         StoreError: If it is no such folder, or has no such ticket.

@@ -99,10 +99,7 @@ def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
 def place(tree: PyTree, seeds: int, shared: bool = False) -> PyTree:
     """Put arrays where `over_seeds` wants them, so that no call copies them again.
 
-    Args:
-        tree: Arrays with a leading axis `[seed]`, or data shared by all seeds.
-        seeds: How many seeds there are.
-        shared: Which of the two.
+    They have a leading axis `[seed]`, or (`shared`) are the same for all seeds.
     """
     devices = jax.local_devices()[:seeds]
     if jax.default_backend() != "cpu" or (not shared and seeds % len(devices)):

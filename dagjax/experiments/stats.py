@@ -44,20 +44,10 @@ class Test(NamedTuple):
 
 
 def smooth(losses: ArrayLike, window: int = 3) -> Floats:
-    """Trailing moving average along the last axis.
+    """Trailing moving average along the last axis, `[..., T]`.
 
-    `s[t] = mean(l[max(0, t - window + 1) : t + 1])`: it never looks ahead, so that
-    a smoothed time is never earlier than the losses it is made of.
-
-    Args:
-      losses: losses, `[..., T]`.
-      window: how many evaluations to average; the first average what exists.
-
-    Returns:
-      The smoothed losses, `[..., T]`; not finite where the window holds such a loss.
-
-    Raises:
-      ValueError: if `window < 1`.
+    `s[t] = mean(l[max(0, t - window + 1) : t + 1])`: it never looks ahead, so that a
+    smoothed time is never earlier than the losses it is made of.
 
     >>> smooth([4.0, 2.0, 0.0, 1.0], window=2).tolist()
     [4.0, 3.0, 1.0, 0.5]
@@ -84,12 +74,6 @@ def time_to(losses: ArrayLike, steps: ArrayLike, target: ArrayLike) -> Floats:
       steps: the increasing steps at which they were measured, `[T]`.
       target: broadcast over the leading axes; one that is not finite is not reached.
 
-    Returns:
-      The steps as floats, of the broadcast leading shape.
-
-    Raises:
-      ValueError: if the steps do not increase or do not match the losses.
-
     >>> time_to([[3.0, 2.0, 1.0], [3.0, 3.0, 3.0]], [0, 10, 20], 2.0).tolist()
     [10.0, nan]
     """
@@ -111,15 +95,7 @@ def time_to(losses: ArrayLike, steps: ArrayLike, target: ArrayLike) -> Floats:
 def not_later(times_sub: ArrayLike, times_dense: ArrayLike) -> Bools:
     """Where the sub-network reached its target, and not later than the dense one.
 
-    Args:
-      times_sub: steps of the sub-network, nan where censored, `[seed]`.
-      times_dense: steps of the dense network with the same seeds, `[seed]`.
-
-    Returns:
-      One boolean a seed; a tie is a win, a censored sub-network never wins.
-
-    Raises:
-      ValueError: if the seeds are none or do not match.
+    Times are `[seed]`, nan where censored; a tie is a win.
 
     >>> not_later([5.0, 7.0, float("nan")], [5.0, 6.0, 6.0]).tolist()
     [True, False, False]
@@ -130,16 +106,6 @@ def not_later(times_sub: ArrayLike, times_dense: ArrayLike) -> Bools:
 
 def rate_of(wins: ArrayLike, *, level: float = 0.95) -> Rate:
     """Rate of wins with its exact interval (Clopper and Pearson, 1934).
-
-    Args:
-      wins: one boolean a seed, `[seed]`.
-      level: confidence of the interval.
-
-    Returns:
-      The count, the number of seeds, the rate and the interval.
-
-    Raises:
-      ValueError: if there are no seeds.
 
     >>> rate_of([True] * 10)[:3]
     (10, 10, 1.0)
@@ -153,17 +119,7 @@ def rate_of(wins: ArrayLike, *, level: float = 0.95) -> Rate:
 
 
 def win_rate(times_sub: ArrayLike, times_dense: ArrayLike) -> Rate:
-    """Rate of seeds in which the sub-network was not later, with a 95% interval.
-
-    Args:
-      times_sub: steps of the sub-network, nan where censored, `[seed]`.
-      times_dense: steps of the dense network with the same seeds, `[seed]`.
-
-    Returns:
-      The rate of `not_later` and its Clopper-Pearson interval.
-
-    Raises:
-      ValueError: if the seeds are none or do not match.
+    """Rate of seeds in which the sub-network was `not_later`, with a 95% interval.
 
     >>> rate = win_rate([1.0, 2.0, 3.0], [1.0, 1.0, 9.0])
     >>> rate.wins, rate.n, round(rate.low, 3), round(rate.high, 3)
@@ -180,19 +136,8 @@ def mcnemar(
 ) -> float:
     """P value of McNemar's exact test that `a` wins more often than `b`.
 
-    Only the discordant seeds speak: `p = P(Bin(n10 + n01, 1/2) >= n10)`
-    (McNemar 1947, in the exact form).
-
-    Args:
-      wins_a: one boolean a seed, `[seed]`.
-      wins_b: one boolean for each of the same seeds, `[seed]`.
-      alternative: "greater", "less" or "two-sided".
-
-    Returns:
-      The p value; 1.0 when no seed is discordant.
-
-    Raises:
-      ValueError: if the seeds are none or do not match.
+    Only the discordant seeds speak: `p = P(Bin(n10 + n01, 1/2) >= n10)`, 1 where there
+    are none (McNemar 1947, in the exact form).
 
     >>> mcnemar([True] * 5, [False] * 4 + [True])
     0.0625
@@ -209,26 +154,14 @@ def mcnemar(
 def mean_interval(values: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean over seeds with its percentile bootstrap interval (Efron, 1979).
 
-    Args:
-      values: one value a seed, `[seed]`.
-      level: confidence of the interval.
-      seed: seed of the resampling.
-
-    Returns:
-      The mean and the interval: a point for equal values, nan for a single seed,
-      all nan if a value is not finite.
-
-    Raises:
-      ValueError: if there are no seeds.
+    The interval is a point for equal values, nan for a single seed.
 
     >>> mean_interval([2.0, 2.0, 2.0])
     Interval(mean=2.0, low=2.0, high=2.0)
     """
     data = _seeds(values).astype(np.float64)
-    if not np.isfinite(data).all():
-        return Interval(np.nan, np.nan, np.nan)
-    if data.size == 1:
-        return Interval(float(data[0]), np.nan, np.nan)
+    if data.size == 1 or not np.isfinite(data).all():
+        return _without_interval(data)
     if np.ptp(data) == 0:
         return Interval(*[float(data[0])] * 3)
     # Drawn here: scipy.stats.bootstrap renamed its seed argument between versions.
@@ -240,47 +173,29 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, seed: int = 0) -> I
 def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """Mean over seeds with Student's interval, wide enough for few seeds too.
 
-    Args:
-      values: one value a seed, `[seed]`.
-      level: confidence of the interval.
-
-    Returns:
-      The mean and the interval, nan for one seed; all nan if a value is not finite.
-
-    Raises:
-      ValueError: if there are no seeds.
-
     >>> round(t_interval([1.0, 2.0, 3.0]).high, 3)
     4.484
     """
     from scipy.stats import t
 
     data = _seeds(values).astype(np.float64)
-    if not np.isfinite(data).all():
-        return Interval(np.nan, np.nan, np.nan)
+    if data.size == 1 or not np.isfinite(data).all():
+        return _without_interval(data)
     mean = float(data.mean())
-    if data.size == 1:
-        return Interval(mean, np.nan, np.nan)
     half = t.ppf((1 + level) / 2, data.size - 1) * data.std(ddof=1) / data.size**0.5
     return Interval(mean, float(mean - half), float(mean + half))
+
+
+def _without_interval(data: Floats) -> Interval:
+    """The mean of one seed; nan where a value is not finite."""
+    mean = float(data.mean()) if np.isfinite(data).all() else np.nan
+    return Interval(mean, np.nan, np.nan)
 
 
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean of `a - b` over seeds, resampling seeds and so keeping the pairs.
-
-    Args:
-      a: one value a seed, `[seed]`.
-      b: one value for each of the same seeds, `[seed]`.
-      level: confidence of the interval.
-      seed: seed of the resampling.
-
-    Returns:
-      The mean difference and its interval, as `mean_interval` gives them.
-
-    Raises:
-      ValueError: if the seeds are none or do not match.
+    """`mean_interval` of `a - b`, resampling seeds and so keeping the pairs.
 
     >>> paired_bootstrap([1.5, 2.5], [1.0, 2.0])
     Interval(mean=0.5, low=0.5, high=0.5)
@@ -296,19 +211,7 @@ def non_inferior(
     The one-sided paired t test of `H0: E[d] >= margin` for `d = sub - dense`:
     `t = (mean d - margin) / (sd d / sqrt n)`, `p = P(T_{n-1} <= t)`. Without
     variance the answer is exact: `p = 0` if `d <= margin` (equal is on par), else 1.
-
-    Args:
-      loss_sub: final losses of the sub-network, `[seed]`.
-      loss_dense: final losses of the dense network with the same seeds, `[seed]`.
-      margin: the tolerated difference, in units of the loss.
-      level: one minus the level of the test.
-
-    Returns:
-      The p value, whether `p <= 1 - level`, and the upper confidence bound of the
-      mean difference. With fewer than two seeds or a diverged run, p is 1.
-
-    Raises:
-      ValueError: if the margin is negative, or the seeds are none or do not match.
+    With fewer than two seeds or a diverged run, p is 1.
 
     >>> non_inferior([1.0, 1.1, 1.2], [1.0, 1.2, 1.1], margin=0.5).passed
     True
@@ -341,18 +244,6 @@ def restricted_mean_time(
     The restricted mean survival time (Irwin, 1949), here with censoring at the
     horizon only, so that no Kaplan-Meier curve is needed.
 
-    Args:
-      times: steps to a target, nan where censored, `[seed]`.
-      horizon: the last step of training.
-      level: confidence of the interval.
-      seed: seed of the resampling.
-
-    Returns:
-      The mean and its interval, as `mean_interval` gives them.
-
-    Raises:
-      ValueError: if there are no seeds.
-
     >>> restricted_mean_time([10.0, float("nan")], 20.0).mean
     15.0
     """
@@ -364,16 +255,8 @@ def restricted_mean_time(
 def holm(pvalues: ArrayLike) -> Floats:
     """P values adjusted for the size of their family (Holm, 1979).
 
-    `adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))` for sorted `p_(1..m)`.
-
-    Args:
-      pvalues: the family, `[m]`; nan stays nan and does not count.
-
-    Returns:
-      The adjusted p values, in the order given.
-
-    Raises:
-      ValueError: if the family is no vector or leaves `[0, 1]`.
+    `adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))` for sorted `p_(1..m)`; nan
+    stays nan and does not count.
 
     >>> holm([0.01, 0.04, float("nan"), 0.03]).tolist()
     [0.03, 0.06, nan, 0.06]

@@ -119,16 +119,7 @@ def sums(below: int = 32) -> str:
 
 
 def words(number: int) -> str:
-    """A number in words.
-
-    Args:
-        number: 0 to 99.
-
-    Returns:
-        English, without hyphens.
-
-    Raises:
-        DataError: the number is outside.
+    """A number from 0 to 99 in English, without hyphens.
 
     >>> words(21)
     'twenty one'

@@ -26,12 +26,8 @@ _TOLERANCE = 1e-4  # of the largest output
 def cut_ticket(ticket: Ticket, prune: str) -> Compacted:
     """Compact a ticket, held against the masked network.
 
-    Args:
-        ticket: The ticket.
-        prune: What was pruned.
-
     Raises:
-        StoreError: If it has single weights pruned; the message says what could go.
+        StoreError: If single weights are pruned; the message says what could go.
     """
     small = compact(ticket.dag, ticket.mask)
     if prune == "units":
@@ -51,14 +47,7 @@ def write(
 ) -> str:
     """Write the network, its parameters, the index and the table of costs.
 
-    Args:
-        ticket: The ticket.
-        small: The ticket, cut out.
-        out: The folder, made where it is missing.
-        batch_sizes: Those that the network is compiled and timed for.
-
-    Returns:
-        The table.
+    Returns the table; the network is compiled and timed for the batch sizes.
 
     Raises:
         StoreError: If the file of the network gives other outputs than the network.

@@ -110,12 +110,7 @@ def make_trainer(
 ) -> Trainer:
     """The pieces of masked training, pure functions of one seed.
 
-    Args:
-        config: How long and how often.
-        model: The network.
-        task: Loss and metric.
-        tx: An optax optimizer, made once.
-        stream: Runs of one key with different streams see different data orders.
+    Runs of one key with different streams see different data orders.
     """
 
     def objective(

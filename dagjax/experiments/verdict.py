@@ -28,6 +28,7 @@ A sub-network merely as good as a second dense run, winning half its seeds, is n
 found; read `Verdict.on_par` for it.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,16 +99,7 @@ class Verdict:
 def race(dense: Floats, sub: Floats, steps: ArrayLike) -> Race:
     """Who reaches the dense run's final loss first, and stays there to the end.
 
-    Args:
-      dense: smoothed losses of the dense network, `[seed, eval]`.
-      sub: smoothed losses of the sub-network with the same seeds, `[seed, eval]`.
-      steps: the steps of the evaluations, `[eval]`.
-
-    Returns:
-      The times and the wins defined at the top of this file.
-
-    Raises:
-      ValueError: if the steps do not match the losses.
+    Losses are smoothed, `[seed, eval]`, of the same seeds; `steps` are `[eval]`.
 
     >>> curve = np.array([[3.0, 2.0, 1.0]])
     >>> race(curve, curve, [0, 1, 2]).wins.tolist()
@@ -159,6 +151,8 @@ def verdict(
     >>> v.wins.wins, v.control.wins, v.pvalue == 2**-10, v.found
     (10, 0, True, True)
     """
+    from scipy.stats import binomtest
+
     _check_levels(alpha, rounding)
     curves = Curves(dense, ticket, random)
     base, sub, control = _prepare(curves, steps, window, rounding)
@@ -166,7 +160,8 @@ def verdict(
     final, final_dense = sub[:, -1], base[:, -1]
     level, horizon = 1 - alpha, float(np.asarray(steps)[-1])
     on_par = stats.non_inferior(final, final_dense, margin, level=level)
-    sign = _sign_test(ours.wins)
+    wins = binomtest(int(ours.wins.sum()), ours.wins.size, alternative="greater")
+    sign = float(wins.pvalue)
     pvalue = max(sign, on_par.pvalue)
 
     def mean_time(times: Floats) -> Interval:
@@ -203,42 +198,19 @@ def verdicts(
 ) -> dict[float, Verdict]:
     """The verdict at each density, Holm's adjusted p values deciding.
 
-    The chance of any false ticket among the densities is at most `alpha`.
-
-    Args:
-      curves: density to its paired losses.
-      steps: the increasing steps of the evaluations, `[eval]`.
-      margin: tolerated difference of the final losses, fixed in advance.
-      window: evaluations in the moving average.
-      alpha: level of the whole family.
-      rounding: relative difference up to which two losses are equal.
-      seed: seed of the bootstrap.
-
-    Returns:
-      The verdicts by density, in the order given.
-
-    Raises:
-      ValueError: as `verdict` does, naming the density.
+    The chance of any false ticket among the densities is at most `alpha`; the other
+    arguments are those of `verdict`, whose errors name the density.
 
     >>> good = np.linspace(2.0, 1.0, 5) + np.arange(10)[:, None]
     >>> family = {0.5: Curves(good, good, good + 1), 0.2: Curves(good, good + 1, good)}
     >>> [v.found for v in verdicts(family, range(5), margin=0.1).values()]
     [True, False]
     """
+    one = functools.partial(verdict, steps=steps, margin=margin, window=window)
     alone = {}
-    for density, (dense, ticket, random) in curves.items():
+    for density, losses in curves.items():
         try:
-            alone[density] = verdict(
-                dense,
-                ticket,
-                random,
-                steps,
-                margin=margin,
-                window=window,
-                alpha=alpha,
-                rounding=rounding,
-                seed=seed,
-            )
+            alone[density] = one(*losses, alpha=alpha, rounding=rounding, seed=seed)
         except ValueError as error:
             raise ValueError(f"at density {density}: {error}") from error
     adjusted = stats.holm([v.pvalue for v in alone.values()]).tolist()
@@ -251,15 +223,8 @@ def verdicts(
 def sentence(verdicts: Mapping[float, Verdict]) -> str:
     """The verdicts in one sentence, p values rounded up.
 
-    Args:
-      verdicts: density to verdict, as `verdicts` gives them.
-
-    Returns:
-      Where tickets were found, in how many seeds, where none was, and where a found
-      one was not shown to beat a random mask (McNemar, not adjusted).
-
-    Raises:
-      ValueError: if there are no verdicts.
+    Where tickets were found, in how many seeds, where none was, and where a found one
+    was not shown to beat a random mask (McNemar, not adjusted).
 
     >>> good = np.linspace(2.0, 1.0, 5) + np.arange(10)[:, None]
     >>> family = {0.5: Curves(good, good, good + 1), 0.2: Curves(good, good + 1, good)}
@@ -310,13 +275,6 @@ def _round_up(p: float) -> float:
     return math.ceil(round(p * scale, 9)) / scale
 
 
-def _sign_test(wins: Bools) -> float:
-    """P value of `P(win) <= 1/2`: the exact upper tail of the wins."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(int(wins.sum()), wins.size, alternative="greater").pvalue)
-
-
 def _prepare(
     curves: Curves, steps: ArrayLike, window: int, rounding: float
 ) -> tuple[Floats, Floats, Floats]:
@@ -325,8 +283,8 @@ def _prepare(
     _check_shapes(arrays, np.shape(steps))
     dense, *subs = (stats.smooth(c, window) for c in arrays)
     # Compaction reorders sums, so even a perfect ticket differs in the last bits.
-    equal = [np.isclose(sub, dense, rtol=rounding, atol=0.0) for sub in subs]
-    ticket, random = (np.where(e, dense, s) for e, s in zip(equal, subs, strict=True))
+    equal = lambda sub: np.isclose(sub, dense, rtol=rounding, atol=0.0)
+    ticket, random = (np.where(equal(sub), dense, sub) for sub in subs)
     return dense, ticket, random
 
 
