@@ -114,16 +114,8 @@ def names(options: List) -> None:
 def geometric(density: float, rounds: int) -> list[float]:
     """Densities `d^(1/n), d^(2/n), ..., d`: every round keeps the same share.
 
-    Args:
-        density: After the last round.
-        rounds: How many.
-
-    Raises:
-        ValueError: If there is no round, or the density is not in (0, 1].
-
-    Example:
-        >>> geometric(0.25, 2)
-        [0.5, 0.25]
+    >>> geometric(0.25, 2)
+    [0.5, 0.25]
     """
     if rounds < 1:
         raise ValueError(f"rounds {rounds}: expected at least 1")

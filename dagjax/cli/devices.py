@@ -11,9 +11,6 @@ import jax
 def set_up_jax(device: str) -> None:
     """Choose the platform, one host device a core, and the compilation cache.
 
-    Args:
-        device: `auto`, `cpu`, `gpu` or `tpu`.
-
     Raises:
         ValueError: If there is no such kind of device.
     """

@@ -20,11 +20,7 @@ _EXTRAS = "the command line needs more packages: pip install 'dagjax[all]'"
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Args:
-        args: Arguments; None: those of the process.
-    """
+    """Run the command line; without arguments those of the process."""
     try:
         import tyro
     except ImportError:

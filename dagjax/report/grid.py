@@ -32,14 +32,10 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> Grid:
-        """As wide as the logarithms of the dimensions.
+        """As wide as the logarithms of the dimensions, `{node: dimension}`.
 
-        Args:
-            sizes: `{node: dimension}`.
-
-        Example:
-            >>> Grid.of({"x": 784, "y": 10}).ends.tolist()
-            [0, 188, 256]
+        >>> Grid.of({"x": 784, "y": 10}).ends.tolist()
+        [0, 188, 256]
         """
         weights = np.log2(1.0 + np.array([*sizes.values()]))
         pixels = np.round(_PIXELS * weights / max(weights.sum(), 1.0)).astype(int)

@@ -52,12 +52,7 @@ class Layout(NamedTuple):
                 yield node, _box((x, y + shift), naming.width(text, size), size / 72)
 
     def brackets(self, graph: Graph, counts: Mapping[Ends, int]) -> dict[Ends, Bracket]:
-        """Brackets under parts of the graph, all at one height.
-
-        Args:
-            graph: What is laid out.
-            counts: `{(first node, last node): number}`.
-        """
+        """Brackets under parts of the graph, `{ends: number}`, all at one height."""
         levels = [(graph.levels[a], graph.levels[b]) for a, b in counts]
         under = {n for n, i in graph.levels.items()
                  if any(a <= i <= b for a, b in levels)}  # fmt: skip
@@ -73,13 +68,9 @@ class Layout(NamedTuple):
 def layout(graph: Graph) -> Layout:
     """Levels are columns from left to right; curves keep clear of nodes and each other.
 
-    Args:
-        graph: Any graph; only names and levels are read.
-
-    Example:
-        >>> import dagjax as dj
-        >>> layout(dj.zoo.mlp((8, 3), input_shape=(4,))).nodes["in"]
-        (0.0, 0.0)
+    >>> import dagjax as dj
+    >>> layout(dj.zoo.mlp((8, 3), input_shape=(4,))).nodes["in"]
+    (0.0, 0.0)
     """
     few = len(graph.arcs) <= NAMED
     bows = _short_bows(graph)

@@ -86,16 +86,11 @@ def draw_matrices(
 
 
 def extremes(block: Any, shape: tuple[int, int]) -> np.ndarray:
-    """A matrix as so many pixels; of the entries in a pixel the largest in size.
+    """A matrix as `shape` pixels; of the entries in a pixel the largest in size.
 
-    Args:
-        block: `[rows, columns]`.
-        shape: Pixels, each way.
-
-    Example:
-        >>> extremes(np.array([[1, -3, 0, 2]]), (2, 2))
-        array([[-3.,  2.],
-               [-3.,  2.]], dtype=float32)
+    >>> extremes(np.array([[1, -3, 0, 2]]), (2, 2))
+    array([[-3.,  2.],
+           [-3.,  2.]], dtype=float32)
     """
     high = low = np.asarray(block, np.float32)
     for axis, pixels in enumerate(shape):

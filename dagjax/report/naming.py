@@ -43,17 +43,11 @@ def labels(node: str, merge: Any, radius: float, room: float) -> list[Label]:
     """The name of a node and of its merge, as large as they fit.
 
     What is too long for the node stands below it, the merge above it; what is too long
-    for its column too stands in the node without its beginning.
+    for its column (`room`; 0 keeps all names in their nodes) stands in the node without
+    its beginning.
 
-    Args:
-        node: The name.
-        merge: What the node does with its ports; None for a sum.
-        radius: Of the node.
-        room: From column to column; 0 keeps all names in their nodes.
-
-    Example:
-        >>> [labels("attention_12", None, 0.2, room)[0].text for room in (1.0, 0.0)]
-        ['attention_12', '…ntion_12']
+    >>> [labels("attention_12", None, 0.2, room)[0].text for room in (1.0, 0.0)]
+    ['attention_12', '…ntion_12']
     """
     if merge is None:
         return [_label(node, 7.0, 0.0, -1, radius, room)]
@@ -82,16 +76,10 @@ def place(
     bows: dict[str, float],
     radius: float,
 ) -> dict[str, Name]:
-    """Names beside their curves, on the outer side where that is free.
+    """Names beside their curves `[point, 2]`, on the outer side where that is free.
 
-    Args:
-        nodes: Centers.
-        curves: `[point, 2]`, from center to center.
-        bows: How far each is bowed, positive upwards.
-        radius: Of the nodes.
-
-    Returns:
-        Those names for which there is room.
+    Names without room are left out; `bows` say how far curves are bowed, positive
+    upwards.
     """
     lines = np.concatenate([np.zeros((0, 2)), *curves.values()])
     centers = np.array(list(nodes.values()))

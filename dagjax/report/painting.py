@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 
 class Painter(NamedTuple):
-    """Paints on axes in inches.
-
-    Args:
-        ax: The axes.
-        graph: The graph.
-        places: Where everything goes.
-        zoom: Size of a drawn inch; text and lines shrink with it.
-    """
+    """Paints on axes in inches; text and lines shrink with `zoom`."""
 
     ax: Axes
     graph: Graph

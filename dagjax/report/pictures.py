@@ -77,15 +77,12 @@ def mask_pictures(record: Record, seed: int = 0) -> Figure:
 def image(mask: np.ndarray, pixels: tuple[int, int] = _PIXELS) -> np.ndarray:
     """A mask as a picture of kept shares, lying on its longer side.
 
-    Args:
-        mask: `[...]`, bool; all axes but the last are joined.
-        pixels: The largest picture; beyond it entries are averaged in equal blocks,
-            the last ones of what is left.
+    All axes but the last are joined; beyond `pixels` entries are averaged in equal
+    blocks, the last ones of what is left.
 
-    Example:
-        >>> image(np.eye(4, dtype=bool), (2, 2))
-        array([[0.5, 0. ],
-               [0. , 0.5]])
+    >>> image(np.eye(4, dtype=bool), (2, 2))
+    array([[0.5, 0. ],
+           [0. , 0.5]])
     """
     flat = np.asarray(mask, np.float64)
     flat = flat[None] if flat.ndim < 2 else flat.reshape(-1, flat.shape[-1])

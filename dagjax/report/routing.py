@@ -26,10 +26,7 @@ _DOT = 0.04  # between points of a curve
 class Router:
     """Lays the arcs, short ones first.
 
-    Args:
-        graph: The graph.
-        nodes: Positions of the nodes.
-        bows: Of the arcs between neighboring levels; filled in for the others.
+    `bows` are those of the arcs between neighboring levels, filled in for the others.
     """
 
     def __init__(self, graph: Graph, nodes: dict[str, Point], bows: dict[str, float]):
@@ -154,17 +151,13 @@ class Router:
 
 
 def curve(start: Point, end: Point, bow: float, power: float = 0.6) -> np.ndarray:
-    """Points `[point, 2]` at equal distances.
+    """Points `[point, 2]` at equal distances, from a center to one further right.
 
-    Args:
-        start: The center of the first node.
-        end: The center of the second one, further right.
-        bow: How far above the straight line the middle lies.
-        power: 0.5 is half an ellipse, less is flatter on top.
+    The middle lies `bow` above the straight line; a power of 0.5 is half an ellipse,
+    less is flatter on top.
 
-    Example:
-        >>> [float(y.max().round(3)) for y in curve((0, 0), (2, 0), 0.5).T]
-        [2.0, 0.5]
+    >>> [float(y.max().round(3)) for y in curve((0, 0), (2, 0), 0.5).T]
+    [2.0, 0.5]
     """
     t = (1 - np.cos(np.linspace(0, np.pi, 200))) / 2
     y = _height(t, start, end, bow, power)

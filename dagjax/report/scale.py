@@ -114,22 +114,14 @@ def scale_of(
 ) -> Scale:
     """Colors by contributions where there are any, else by gates, else none.
 
-    Args:
-        graph: The whole graph, whose arcs the numbers name.
-        gates: `{arc: number}`; 1 where not named.
-        contributions: `{arc: number}`.
-        copies: Of the arcs that are drawn; they show the mean.
+    Numbers are `{arc: number}` of the whole graph, gates 1 where not named; the arcs
+    that are drawn show the mean over their copies.
 
-    Raises:
-        GraphError: An arc that is not in the graph.
-        ValueError: What is not one finite number.
-
-    Example:
-        >>> import dagjax as dj
-        >>> graph = dj.series(abs, abs)
-        >>> scale = scale_of(graph, {"abs": 0}, None, {"abs": ("abs", "abs_1")})
-        >>> scale.values, scale.off
-        ({'abs': 0.5}, frozenset())
+    >>> import dagjax as dj
+    >>> graph = dj.series(abs, abs)
+    >>> scale = scale_of(graph, {"abs": 0}, None, {"abs": ("abs", "abs_1")})
+    >>> scale.values, scale.off
+    ({'abs': 0.5}, frozenset())
     """
     given = _numbers(graph, "gates", gates or {})
     full = {arc.name: given.get(arc.name, 1.0) for arc in graph.arcs}

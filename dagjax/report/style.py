@@ -54,11 +54,7 @@ _STYLE = {
 
 
 def pyplot() -> Any:
-    """`matplotlib.pyplot`, imported at the first figure.
-
-    Raises:
-        ImportError: Without matplotlib; the message says how to get it.
-    """
+    """`matplotlib.pyplot`, imported at the first figure."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -69,13 +65,7 @@ def pyplot() -> Any:
 
 @contextlib.contextmanager
 def canvas(width: float, height: float, layout: str | None = None) -> Iterator[Figure]:
-    """A figure in dagjax's style, closed in pyplot at the end: it shows only once.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        layout: Matplotlib's layout engine.
-    """
+    """A figure in dagjax's style, closed in pyplot at the end: it shows only once."""
     plt = pyplot()
     from dagjax.report.svg import Picture
 
@@ -90,11 +80,7 @@ def canvas(width: float, height: float, layout: str | None = None) -> Iterator[F
 
 
 def diverging(middle: str) -> Colormap:
-    """From blue for negative numbers to orange for positive ones.
-
-    Args:
-        middle: The color of 0.
-    """
+    """From blue for negative numbers to orange for positive ones, `middle` at 0."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = ["#00395a", COLORS["random"], middle, COLORS["ticket"], "#7a3500"]
@@ -109,16 +95,11 @@ def color(arm: str) -> str:
 def spread(wanted: Array, gap: float) -> np.ndarray:
     """Positions at least a gap apart, as near to the wanted ones as can be.
 
-    The least-squares solution: with `z_i = y_i - i gap` the constraints say that z
-    does not fall, an isotonic regression.
+    The least-squares solution: with `z_i = y_i - i gap` the constraints say that z does
+    not fall, an isotonic regression.
 
-    Args:
-        wanted: Positions, `[label]`.
-        gap: The smallest distance.
-
-    Example:
-        >>> spread([0.5, 0.0, 0.5], 0.1).round(2).tolist()
-        [0.45, 0.0, 0.55]
+    >>> spread([0.5, 0.0, 0.5], 0.1).round(2).tolist()
+    [0.45, 0.0, 0.55]
     """
     from scipy.optimize import isotonic_regression
 

@@ -15,15 +15,6 @@ class Picture(Figure):
     """A figure that brings its SVG settings with it, wherever it is saved or shown.
 
     Matplotlib reads these settings when it draws, long after a style was left.
-
-    Example:
-        >>> import io
-        >>> file = io.StringIO()
-        >>> figure = Picture()
-        >>> text = figure.text(0.5, 0.5, "block1/branch")
-        >>> figure.savefig(file, format="svg")
-        >>> ">block1/branch</text>" in file.getvalue()
-        True
     """
 
     def draw(self, renderer: Any) -> None:

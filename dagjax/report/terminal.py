@@ -15,11 +15,7 @@ from dagjax.types import PyTree
 
 
 class Follower:
-    """Draws a bar with the time left, and a line after every round.
-
-    Args:
-        console: Where to.
-    """
+    """Draws a bar with the time left, and a line after every round."""
 
     def __init__(self, console: Console):
         columns = (
@@ -56,13 +52,7 @@ class Follower:
 
 
 def print_result(console: Console, result: PyTree, folder: Path) -> None:
-    """The final table, the verdict, and where the files are.
-
-    Args:
-        console: Where to.
-        result: A `dagjax.Result`.
-        folder: Where it was saved.
-    """
+    """The final table, the verdict, and where the files are."""
     metric = result.record.settings["metric"]
     table = Table(box=None, padding=(0, 1, 0, 0))
     for header in HEADERS:

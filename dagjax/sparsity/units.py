@@ -16,18 +16,13 @@ from dagjax.types import Array, PyTree
 def gather(tree: PyTree, axis: int, reduce: Callable[..., jax.Array]) -> dict[str, Any]:
     """`{layer: [units]}`: reduce every leaf to its units, and the leaves of a layer.
 
-    Leaves of one parent that have the same size along the axis belong together.
+    Leaves of one parent that have the same size along the axis belong together;
+    `reduce` takes an `axis`, as `jnp.sum` and `jnp.any` do.
 
-    Args:
-        tree: A tree of arrays.
-        axis: The axis along which units lie.
-        reduce: `reduce(x, axis=...)`, such as `jnp.sum` or `jnp.any`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
-        >>> dict(gather({"fc": layer}, -1, jnp.sum))
-        {"['fc']:2": Array([4., 4.], dtype=float32)}
+    >>> import jax.numpy as jnp
+    >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    >>> dict(gather({"fc": layer}, -1, jnp.sum))
+    {"['fc']:2": Array([4., 4.], dtype=float32)}
     """
     found: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -38,13 +33,7 @@ def gather(tree: PyTree, axis: int, reduce: Callable[..., jax.Array]) -> dict[st
 
 
 def spread(units: dict[str, jax.Array], tree: PyTree, axis: int) -> PyTree:
-    """The inverse of `gather`: every leaf gets the value of its unit, broadcast.
-
-    Args:
-        units: `{layer: [units]}`.
-        tree: The tree whose shape is wanted.
-        axis: The axis along which units lie.
-    """
+    """The inverse of `gather`: the leaves of a tree get the values of their units."""
 
     def one(path: KeyPath, leaf: Array) -> jax.Array:
         shape = [1] * leaf.ndim

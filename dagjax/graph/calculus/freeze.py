@@ -90,17 +90,12 @@ def freeze(f: Callable[..., Any]) -> Callable[..., Any]:
 def kinks(f: Callable[..., Any]) -> Callable[..., tuple[Breakpoint, ...]]:
     """All differences whose sign decides which linear piece of f applies.
 
-    Args:
-        f: A function of arrays.
+    A `Breakpoint` for each rectifier, maximum, absolute value or comparison on the way;
+    its derivative is the frozen one.
 
-    Returns:
-        A function of the same arguments: a `Breakpoint` for each rectifier, maximum,
-        absolute value or comparison on the way; its derivative is the frozen one.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> print(kinks(jax.nn.relu)(jnp.array([-1.0, 0.0]))[0].difference)
-        [-1.  0.]
+    >>> import jax, jax.numpy as jnp
+    >>> print(kinks(jax.nn.relu)(jnp.array([-1.0, 0.0]))[0].difference)
+    [-1.  0.]
     """
     return lambda *args: _run(f, args)[1]
 

@@ -23,12 +23,9 @@ _NOTHING: State = {}  # of an arc without state; one object, so that it is known
 def start(
     graph: Graph, xs: Iterable[Any], nodes: Iterable[str] | None = None
 ) -> Values:
-    """Values before level 1: the inputs, and zeros where no arc will deliver.
+    """Values before level 1: the inputs, and zeros at `nodes`.
 
-    Args:
-        graph: The graph.
-        xs: One array for each input node.
-        nodes: The nodes that get zeros; by default those without in-arcs.
+    By default those get zeros where no arc will deliver.
     """
     xs = graph.signature.inputs(xs)
     if len(xs) != len(graph.inputs):
@@ -51,12 +48,7 @@ def batch_of(xs: Iterable[Any]) -> tuple[int, ...]:
 
 
 def zeros(graph: Graph, batch: tuple[int, ...]) -> Values:
-    """Zero at every node, the inputs too; a graph that `init` has seen knows shapes.
-
-    Args:
-        graph: The graph of a network.
-        batch: `(B,)`.
-    """
+    """Zero at every node, the inputs too; a graph that `init` has seen knows shapes."""
     return {node: _empty(graph, node, batch, set()) for node in graph.nodes}
 
 
@@ -135,10 +127,7 @@ def apply_levels(
     values: Values,
     **options: Any,
 ) -> tuple[Values, dict[str, State]]:
-    """All level factors one after the other, from values before level 1.
-
-    `options` are those of `sweep`.
-    """
+    """All level factors, from values before level 1; options are those of `sweep`."""
     for arcs in graph.at_level[1:]:
         values, state = sweep(graph, arcs, params, state, values, **options)
     return values, state

@@ -39,11 +39,7 @@ class Transfer:
     target: str
 
     def __call__(self, y: Array) -> jax.Array:
-        """The value at the target.
-
-        Args:
-            y: Injected at the source, shaped like its value.
-        """
+        """The value at the target; `y` is shaped like that of the source."""
         graph = self.dag.graph
         _check_value(self.dag, self.source, y)
         z = zeros(graph, _batch(y)) | {self.source: y}
@@ -66,11 +62,7 @@ class PathSum:
     apart: bool = True
 
     def __call__(self, y: Array) -> jax.Array:
-        """The sum over all paths from the source and from the constant node.
-
-        Args:
-            y: At the source, shaped like its value.
-        """
+        """The sum over all paths from the source, of `y`, and the constant node."""
         _check_value(self.dag, self.source, y)
         graph, nothing = self.dag.graph, zeros(self.dag.graph, _batch(y))
         stacks: dict[str, list[PyTree]] = {node: [] for node in graph.nodes}

@@ -174,10 +174,7 @@ def _bytes(plan: Plan, sizes: dict[str, int]) -> int:
 def make_plan(graph: Graph, names: Sequence[str], vectors: np.ndarray) -> Plan:
     """The distinct sub-architectures below every node, and who reads which.
 
-    Args:
-        graph: The graph.
-        names: The arcs whose gates vary.
-        vectors: Their gates, `[N, arcs]`.
+    `vectors` are the gates `[N, arcs]` of the arcs that vary.
     """
     column = {name: vectors[:, i] for i, name in enumerate(names)}
     open_ = np.ones(len(vectors), vectors.dtype)

@@ -47,16 +47,12 @@ def fold(graph: Graph) -> Folded:
     Blocks begin and end at cut nodes. They are equal if their arcs carry equal
     functions and are wired alike. Names do not count, shapes do where all are known.
 
-    Args:
-        graph: Any graph; one without repeats comes back as it is.
-
-    Example:
-        >>> import dagjax as dj
-        >>> folded = fold(dj.zoo.resnet(56))
-        >>> folded.graph
-        Graph(8 nodes, 12 arcs, 7 levels: in -> out)
-        >>> folded.counts
-        {('n1', 'n10'): 9, ('n11', 'n19'): 8, ('n20', 'n28'): 8}
+    >>> import dagjax as dj
+    >>> folded = fold(dj.zoo.resnet(56))
+    >>> folded.graph
+    Graph(8 nodes, 12 arcs, 7 levels: in -> out)
+    >>> folded.counts
+    {('n1', 'n10'): 9, ('n11', 'n19'): 8, ('n20', 'n28'): 8}
     """
     small, counts, copies = whole(graph)
     found = segments(graph)
@@ -85,15 +81,11 @@ def whole(graph: Graph) -> Folded:
 def cut_nodes(graph: Graph) -> tuple[str, ...]:
     """Nodes alone on their level that no arc passes by: every path leads through them.
 
-    Args:
-        graph: Any graph.
-
-    Example:
-        >>> import dagjax as dj
-        >>> cut_nodes(dj.zoo.resnet(8))
-        ('in', 'n1', 'n2', 'n3', 'n4', 'out')
-        >>> cut_nodes(dj.residual(dj.series(abs, abs)))
-        ('in', 'out')
+    >>> import dagjax as dj
+    >>> cut_nodes(dj.zoo.resnet(8))
+    ('in', 'n1', 'n2', 'n3', 'n4', 'out')
+    >>> cut_nodes(dj.residual(dj.series(abs, abs)))
+    ('in', 'out')
     """
     change = np.zeros(graph.depth + 2, int)  # of the number of arcs that pass by
     for arc in graph.arcs:
@@ -123,15 +115,12 @@ def segments(graph: Graph) -> list[Segment]:
 def runs(keys: Sequence[Hashable], ends: Collection[int] = ()) -> Iterator[Run]:
     """Runs of equal blocks; as few segments as possible are left.
 
-    Args:
-        keys: Of the segments.
-        ends: Segments whose last node must stay.
+    The last nodes of the segments `ends` must stay.
 
-    Example:
-        >>> list(runs("xababab"))
-        [(1, 2, 3)]
-        >>> list(runs("baaaabaaaa"))
-        [(1, 1, 4), (6, 1, 4)]
+    >>> list(runs("xababab"))
+    [(1, 2, 3)]
+    >>> list(runs("baaaabaaaa"))
+    [(1, 1, 4), (6, 1, 4)]
     """
     n, last = len(keys), len(keys) - 1
     left = [0] * (n + 1)  # segments that are left from the i-th on

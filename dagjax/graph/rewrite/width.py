@@ -39,19 +39,15 @@ def narrow(graph: Graph, factor: float) -> Graph:
 def narrow_to(graph: Graph, count: int, *xs: PyTree) -> Graph:
     """The narrow graph whose number of parameters is nearest to `count`.
 
-    Args:
-        graph: A graph of Flax layers.
-        count: The wanted number of parameters.
-        *xs: An example batch for each input.
+    `xs` are an example batch for each input.
 
     Raises:
         GraphError: If no layer has a width that could be changed, or the layers do not
             fit any more.
 
-    Example:
-        >>> import dagjax as dj, jax.numpy as jnp
-        >>> narrow_to(dj.zoo.mlp((100, 10), input_shape=(4,)), 760, jnp.ones((1, 4)))
-        Graph(3 nodes, 2 arcs, 2 levels: in -> out)
+    >>> import dagjax as dj, jax.numpy as jnp
+    >>> narrow_to(dj.zoo.mlp((100, 10), input_shape=(4,)), 760, jnp.ones((1, 4)))
+    Graph(3 nodes, 2 arcs, 2 levels: in -> out)
     """
     if narrow(graph, 1e-9) == narrow(graph, 1.0):
         raise GraphError(
@@ -88,11 +84,7 @@ def _narrow_arcs(graph: Graph, factor: float, last: bool) -> list[Arc]:
 
 
 def _as_wide_as_the_outputs(graph: Graph) -> frozenset[str]:
-    """The nodes from which an output is reached past no layer with features.
-
-    Arcs stand in the order of their targets' levels, so that one pass backwards is
-    enough.
-    """
+    """The nodes from which an output is reached past no layer with features."""
     final = {*graph.outputs}
     for arc in reversed(graph.arcs):
         if arc.target in final and _passes(arc.fn):
