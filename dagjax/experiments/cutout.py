@@ -33,42 +33,25 @@ _SAME = 1e-3  # curves are the same up to that share of the largest loss
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One of the two networks; NaN where it was not trained.
+    """One of the two networks; NaN where it was not trained."""
 
-    Args:
-        params: Scalars in its arrays.
-        flops: Operations of one example forward, a multiply-add as two.
-        step: Seconds of a training step, the median over chunks.
-        loss: The training loss at the end.
-        metric: The test metric at the end.
-    """
-
-    params: int
-    flops: float
-    step: float = math.nan
-    loss: float = math.nan
-    metric: float = math.nan
+    params: int  # scalars in its arrays
+    flops: float  # of one example forward, a multiply-add as two
+    step: float = math.nan  # seconds of a training step, the median over chunks
+    loss: float = math.nan  # in training, at the end
+    metric: float = math.nan  # on the test examples, at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The ticket of one seed, masked and cut out.
-
-    Args:
-        seed: Its number.
-        kept: Parameters that the mask keeps.
-        dense: The network with masked arrays.
-        small: The network with small ones.
-        gap: The largest difference of the two loss curves.
-        reason: Why it was not cut out or not trained; empty if it was.
-    """
+    """The ticket of one seed, masked and cut out."""
 
     seed: int
-    kept: int
-    dense: Side
-    small: Side
-    gap: float = math.nan
-    reason: str = ""
+    kept: int  # parameters that the mask keeps
+    dense: Side  # the network with masked arrays
+    small: Side  # the network with small ones
+    gap: float = math.nan  # the largest difference of the two loss curves
+    reason: str = ""  # why it was not cut out or not trained; empty if it was
 
     @property
     def speedup(self) -> float:

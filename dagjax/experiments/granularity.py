@@ -21,16 +21,13 @@ from dagjax.types import Array, Key, Mask, PyTree, Scalar
 
 
 class Granularity(NamedTuple):
-    """How masks of one kind are made, chosen and shuffled.
+    """How masks of one kind are made, chosen and shuffled."""
 
-    `full(theta)` is the mask that keeps all, `select` a selection, `shuffle(key, mask)`
-    a random mask with the same counts on every level, `scores` the names that fit.
-    """
-
-    full: Callable[[Theta, int], Mask]
+    full: Callable[[Theta, int], Mask]  # keeps all; of the parameters and outputs
     select: Callable[[Graph], Selection]
+    # (key, mask) -> a random mask with the same counts on every level
     shuffle: Callable[[Graph], Callable[[jax.Array, Mask], Mask]]
-    scores: tuple[str, ...]
+    scores: tuple[str, ...]  # names of those that fit
 
 
 def _weights(theta: Theta, outputs: int) -> Mask:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 
 from dagjax.compaction.removal.compacted import Small
 from dagjax.experiments.model import Model
-from dagjax.graph.core.functions import Function, Linen
+from dagjax.graph.core.functions import Function
 from dagjax.graph.core.nested import Nested
-from dagjax.graph.core.topology import Graph
+from dagjax.graph.core.topology import Arc, Graph
+from dagjax.graph.rewrite.width import has_features, with_features, with_functions
 from dagjax.types import Array, Params
 
 _TOLERANCE = 1e-4  # of the largest output
@@ -47,22 +46,18 @@ def narrow_model(model: Model, small: Small, x: Array) -> Model:
 
 
 def _graph(graph: Graph, params: Params) -> Graph:
-    arcs = [
-        dataclasses.replace(arc, fn=_function(arc.fn, params.get(arc.params_name, {})))
-        for arc in graph.arcs
-    ]
-    known = {n: space for n, space in graph.spaces if n in graph.inputs}
-    return graph.replace(arcs=arcs, spaces=known)
+    """The same layers, as wide as their kernels."""
 
+    def change(arc: Arc) -> Function:
+        fn, own = arc.fn, params.get(arc.params_name, {})
+        if isinstance(fn, Nested):
+            return Nested(_graph(fn.fn, own))
+        kernel = own.get("kernel") if isinstance(own, dict) else None
+        if kernel is None or not has_features(fn):
+            return fn
+        return with_features(fn, kernel.shape[-1])
 
-def _function(fn: Function, params: Params) -> Function:
-    """The same layer, as wide as its kernel."""
-    if isinstance(fn, Nested):
-        return Nested(_graph(fn.fn, params))
-    kernel = params.get("kernel") if isinstance(params, dict) else None
-    if kernel is None or not isinstance(getattr(fn.fn, "features", None), int):
-        return fn
-    return Linen(fn.fn.clone(features=kernel.shape[-1]))
+    return with_functions(graph, change)
 
 
 def _close(one: Array, two: Array) -> bool:

@@ -25,17 +25,11 @@ class Runner(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """How a training ended.
+    """How a training ended."""
 
-    Args:
-        step: Seconds of a step, the median over chunks.
-        losses: The training loss at every evaluation.
-        metric: The test metric at the end.
-    """
-
-    step: float
-    losses: list[float]
-    metric: float
+    step: float  # seconds, the median over chunks
+    losses: list[float]  # in training, at every evaluation
+    metric: float  # on the test examples, at the end
 
 
 def race(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dagjax.report.grid import FONT, SIGN, Grid
-from dagjax.report.style import FAINT, INK, MUTED, canvas, diverging
+from dagjax.report.style import FAINT, INK, MUTED, canvas, colorbar, diverging
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,16 +186,10 @@ def _caption(ax: Axes, label: str, sign: str, grid: Grid) -> None:
 
 
 def _bar(figure: Figure, high: float) -> None:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    width, height = figure.get_size_inches()
-    long = min(1.6, 0.7 * width)
-    place = ((width - long) / 2 / width, 0.24 / height, long / width, 0.09 / height)
-    ax = figure.add_axes(place)
-    shown = ScalarMappable(Normalize(-1, 1), _colors())
-    bar = figure.colorbar(shown, cax=ax, orientation="horizontal")
-    ticks = {-1: -high, -0.5: -high / 4, 0: 0.0, 0.5: high / 4, 1: high}
-    bar.set_ticks([*ticks], labels=[f"{value:.2g}" for value in ticks.values()])
-    bar.outline.set(linewidth=0.4, edgecolor=MUTED)  # pyright: ignore[reportCallIssue]
-    ax.tick_params(labelsize=6.5, length=2)
+    width = figure.get_size_inches()[0]
+    length = min(1.6, 0.7 * width)
+    ends = {-1: -high, -0.5: -high / 4, 0: 0.0, 0.5: high / 4, 1: high}
+    ticks = {at: f"{value:.2g}" for at, value in ends.items()}
+    corner = ((width - length) / 2, 0.24)
+    bar = colorbar(figure, corner, length, (-1, 1, _colors()), ticks)
+    bar.outline.set(linewidth=0.4, edgecolor=MUTED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dagjax.graph.core.topology import Graph
-from dagjax.report.style import FAINT, MUTED, diverging
+from dagjax.report.style import FAINT, MUTED, colorbar, diverging
 from dagjax.types import PyTree
 
 if TYPE_CHECKING:
@@ -24,21 +24,13 @@ _PERCENT = {0.0: "0", 0.5: "50", 1.0: "100% kept"}
 
 
 class Scale(NamedTuple):
-    """Colors and widths of arcs.
+    """Colors and widths of arcs."""
 
-    Args:
-        values: `{arc: number}`; an arc without one is plain gray.
-        off: Arcs that deliver nothing; they are dashed.
-        low: The left end of the bar: 0, or `-high` where signs count.
-        high: The right end of the bar.
-        label: Under the bar; without one it shows shares in percent.
-    """
-
-    values: Mapping[str, float] = {}
-    off: frozenset[str] = frozenset()
-    low: float = 0.0
-    high: float = 1.0
-    label: str = ""
+    values: Mapping[str, float] = {}  # an arc without one is plain gray
+    off: frozenset[str] = frozenset()  # arcs that deliver nothing, dashed
+    low: float = 0.0  # left end of the bar: 0, or `-high` where signs count
+    high: float = 1.0  # right end of the bar
+    label: str = ""  # under the bar; without one it shows shares in percent
 
     def look(self, arc: str) -> dict[str, Any]:
         """How matplotlib is to draw an arc."""
@@ -68,21 +60,12 @@ class Scale(NamedTuple):
 
     def explain(self, figure: Figure) -> None:
         """Draw the bar in the middle of the lower edge."""
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-
-        width, height = figure.get_size_inches()
         dashed = bool(self.off) or not self.label
-        left, base = (width - _LENGTH) / 2 + 0.37 * dashed, self.height - 0.15
-        ax = figure.add_axes(
-            (left / width, base / height, _LENGTH / width, 0.09 / height)
-        )
-        shown = ScalarMappable(Normalize(self.low, self.high), self.palette)
-        bar = figure.colorbar(shown, cax=ax, orientation="horizontal")
-        bar.set_ticks([*self._ticks], labels=[*self._ticks.values()])
+        left = (figure.get_size_inches()[0] - _LENGTH) / 2 + 0.37 * dashed
+        base, scale = self.height - 0.15, (self.low, self.high, self.palette)
+        bar = colorbar(figure, (left, base), _LENGTH, scale, self._ticks)
         bar.set_label(self.label, fontsize=7.5, labelpad=1)
-        bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        ax.tick_params(labelsize=7, length=2)
+        bar.outline.set_visible(False)
         if dashed:
             self._explain_dashes(figure, left - 0.55, base)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,6 +85,30 @@ def diverging(middle: str) -> Colormap:
 
     colors = ["#00395a", COLORS["random"], middle, COLORS["ticket"], "#7a3500"]
     return LinearSegmentedColormap.from_list("signed", colors)
+
+
+def colorbar(
+    figure: Figure,
+    corner: tuple[float, float],
+    length: float,
+    scale: tuple[float, float, Colormap],
+    ticks: Mapping[float, str],
+) -> Any:
+    """A thin horizontal bar; its lower left corner and its length in inches.
+
+    The scale is its two ends and the colors between.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    width, height = figure.get_size_inches()
+    low, high, colors = scale
+    place = (corner[0] / width, corner[1] / height, length / width, 0.09 / height)
+    shown, ax = ScalarMappable(Normalize(low, high), colors), figure.add_axes(place)
+    bar = figure.colorbar(shown, cax=ax, orientation="horizontal")
+    bar.set_ticks([*ticks], labels=[*ticks.values()])
+    ax.tick_params(labelsize=7, length=2)
+    return bar
 
 
 def color(arm: str) -> str:

@@ -5,6 +5,7 @@ Schedules are optax schedules, `round -> density`; the density is handed to `upd
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -32,18 +33,10 @@ class Update(Protocol):
         ...
 
 
-class Init(Protocol):
-    """Start the memory of a pruner."""
-
-    def __call__(self, params: Params) -> PyTree:
-        """The first state."""
-        ...
-
-
 class Pruner(NamedTuple):
     """A pruning method: `init(params) -> state` and `update(...) -> (mask, state)`."""
 
-    init: Init
+    init: Callable[[Params], PyTree]
     update: Update
 
 

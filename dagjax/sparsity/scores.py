@@ -101,12 +101,9 @@ def gate(loss: Loss) -> Score:
 
     def score(key: jax.Array, params: Params, mask: Mask, batch: PyTree) -> PyTree:
         del key
-        gates = masks.tree_map(lambda _, g: jnp.ones_like(g), mask, params, hole=_same)
+        open_gate = lambda _, g: jnp.ones_like(g)
+        gates = masks.tree_map(open_gate, mask, params, hole=lambda g: g)
         grads = jax.grad(loss)(masks.apply(mask, gates), batch)
         return masks.tree_map(lambda _, g: jnp.abs(g), mask, grads)
 
     return score
-
-
-def _same(x: PyTree) -> PyTree:
-    return x

@@ -116,21 +116,15 @@ def structured(axis: int = -1, select: Selection = global_topk) -> Selection:
 
     def choose(scores: PyTree, mask: Mask, density: Scalar) -> Mask:
         alive = units.gather(mask, axis, jnp.any)
-        sums = units.gather(masks.tree_map(_alive_only, mask, scores), axis, jnp.sum)
-        sizes = units.gather(masks.tree_map(_sizes, mask), axis, jnp.sum)
+        only = lambda m, s: jnp.where(m, _wide(s), jnp.zeros((), _wide(s).dtype))
+        sums = units.gather(masks.tree_map(only, mask, scores), axis, jnp.sum)
+        ones = masks.tree_map(lambda m: jnp.ones(m.shape), mask)
+        sizes = units.gather(ones, axis, jnp.sum)
         ratio = jax.tree.map(lambda s, n: s / n.astype(s.dtype), sums, sizes)
         whole = units.spread(select(ratio, alive, density), mask, axis)
         return masks.tree_map(jnp.logical_and, mask, whole)
 
     return choose
-
-
-def _alive_only(m: jax.Array, s: jax.Array) -> jax.Array:
-    return jnp.where(m, _wide(s), jnp.zeros((), _wide(s).dtype))
-
-
-def _sizes(m: jax.Array) -> jax.Array:
-    return jnp.ones(m.shape)
 
 
 def _wide(scores: jax.Array) -> jax.Array:

@@ -36,11 +36,8 @@ class Signature:
     ) -> Any:
         """What the arcs of one call know beside their input; None: nothing.
 
-        Args:
-            params: Of the network.
-            state: Of the network.
-            values: `{node: value}`, those of the inputs among them.
-            xs: The arguments of the call, which may hold more than the inputs.
+        `values` hold those of the input nodes, `xs` the arguments of the call, which
+        may be more.
         """
         del params, state, values, xs
 
@@ -58,14 +55,7 @@ class Signature:
         state: State,
         context: Hashable,
     ) -> tuple[Any, Any]:
-        """The result and the new state.
-
-        Args:
-            read: The value of a node.
-            outputs: The output nodes.
-            state: What the arcs have left.
-            context: That of the call.
-        """
+        """The result, of the output nodes that are read, and the new state."""
         del context
         values = tuple(map(read, outputs))
         return values[0] if len(values) == 1 else values, state

@@ -30,13 +30,8 @@ from dagjax.types import Key, PyTree
 class Bundle(Function):
     """Equal arcs side by side, from the rows of a stack to new rows.
 
-    Args:
-        fn: Their function.
-        names: Of the arcs.
-        sources: The row that each one reads.
-        targets: The row that each one adds to.
-        rows: How many rows there are then.
-        shared: Whether they are tied to one set of parameters.
+    Each reads the row of its source and adds to that of its target, of so many `rows`;
+    `shared` arcs are tied to one set of parameters.
     """
 
     def __init__(
@@ -182,11 +177,7 @@ class _Stack(NamedTuple):
 
 
 class _Stacks:
-    """Lays a graph out as stacks, level by level.
-
-    Args:
-        graph: A graph of sum nodes with known shapes.
-    """
+    """Lays a graph of sum nodes with known shapes out as stacks, level by level."""
 
     def __init__(self, graph: Graph):
         kinds = dict.fromkeys(graph.space_of[node] for node in graph.nodes)

@@ -20,16 +20,13 @@ Run = tuple[int, int, int]  # first segment, segments of a block, number of bloc
 class Folded(NamedTuple):
     """A smaller graph and what it stands for.
 
-    Args:
-        graph: Of every run of equal blocks the first one is left; it leads to the node
-            at the end of the run.
-        counts: `{(first node, last node): number of blocks}` of the runs.
-        copies: `{arc: the arcs that it stands for}`, itself the first one.
+    Of every run of equal blocks the first one is left; it leads to the node at the end
+    of the run.
     """
 
     graph: Graph
-    counts: dict[tuple[str, str], int]
-    copies: dict[str, tuple[str, ...]]
+    counts: dict[tuple[str, str], int]  # {(first node, last node): blocks} of the runs
+    copies: dict[str, tuple[str, ...]]  # {arc: what it stands for, itself first}
 
 
 class Segment(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -31,9 +32,7 @@ def narrow(graph: Graph, factor: float) -> Graph:
         >>> dj.narrow(dj.zoo.mlp((100, 10)), 0.3).arcs[0]
         Arc('fc1': in -> n1, flatten > Dense(30))
     """
-    arcs = _narrow_arcs(graph, factor, last=True)
-    known = {n: space for n, space in graph.spaces if n in graph.inputs}
-    return graph.replace(arcs=arcs, spaces=known)
+    return _narrow(graph, factor, last=True)
 
 
 def narrow_to(graph: Graph, count: int, *xs: PyTree) -> Graph:
@@ -75,12 +74,39 @@ def _count(graph: Graph, xs: PyTree) -> int:
     return count_params(dag.params)
 
 
-def _narrow_arcs(graph: Graph, factor: float, last: bool) -> list[Arc]:
+def with_functions(graph: Graph, change: Callable[[Arc], Function]) -> Graph:
+    """The graph with other functions; only its inputs' shapes are known then."""
+    arcs = [dataclasses.replace(arc, fn=change(arc)) for arc in graph.arcs]
+    known = {n: space for n, space in graph.spaces if n in graph.inputs}
+    return graph.replace(arcs=arcs, spaces=known)
+
+
+def with_features(fn: Function, features: int) -> Function:
+    """The same Flax layer with another width."""
+    return Linen(fn.fn.clone(features=features))
+
+
+def has_features(fn: Function) -> bool:
+    """Whether a function is a Flax layer with a width, or a graph that has one."""
+    if isinstance(fn, Nested):
+        return any(has_features(arc.fn) for arc in fn.fn.arcs)
+    features = getattr(fn.fn, "features", None)
+    return isinstance(fn.fn, nn.Module) and isinstance(features, int)
+
+
+def _narrow(graph: Graph, factor: float, last: bool) -> Graph:
+    """`last`: keep the last layers that have features, narrow what comes before."""
     final = _as_wide_as_the_outputs(graph) if last else frozenset()
-    return [
-        dataclasses.replace(a, fn=_narrow_function(a.fn, factor, a.target in final))
-        for a in graph.arcs
-    ]
+
+    def change(arc: Arc) -> Function:
+        fn, keep = arc.fn, arc.target in final
+        if isinstance(fn, Nested):
+            return Nested(_narrow(fn.fn, factor, keep))
+        if keep or not has_features(fn):
+            return fn
+        return with_features(fn, max(1, round(factor * fn.fn.features)))
+
+    return with_functions(graph, change)
 
 
 def _as_wide_as_the_outputs(graph: Graph) -> frozenset[str]:
@@ -96,23 +122,4 @@ def _passes(fn: Function) -> bool:
     """Whether the width of its input is that of its output."""
     if isinstance(fn, Nested):
         return bool({*fn.fn.inputs} & _as_wide_as_the_outputs(fn.fn))
-    return not _has_features(fn)
-
-
-def _narrow_function(fn: Function, factor: float, last: bool) -> Function:
-    """`last`: keep the last layers that have features, narrow what comes before."""
-    if isinstance(fn, Nested):
-        arcs = _narrow_arcs(fn.fn, factor, last)
-        return Nested(fn.fn.replace(arcs=arcs, spaces={}))
-    if last or not _has_features(fn):
-        return fn
-    return Linen(fn.fn.clone(features=max(1, round(factor * fn.fn.features))))
-
-
-def _has_features(fn: Function) -> bool:
-    if isinstance(fn, Nested):
-        return any(_has_features(arc.fn) for arc in fn.fn.arcs)
-    module = fn.fn
-    return isinstance(module, nn.Module) and isinstance(
-        getattr(module, "features", None), int
-    )
+    return not has_features(fn)

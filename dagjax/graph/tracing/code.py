@@ -19,17 +19,11 @@ Leaves = dict[str, list[PyTree]]
 
 
 class LeafIndex(NamedTuple):
-    """Where a leaf is found.
+    """Where a leaf is found."""
 
-    Args:
-        tree: "params", or a part of the state.
-        position: Its index among the leaves of that tree.
-        path: In that tree.
-    """
-
-    tree: str
-    position: int
-    path: str
+    tree: str  # "params", or a part of the state
+    position: int  # among the leaves of that tree
+    path: str  # in that tree
 
     def read(self, leaves: Sequence[PyTree], aval: Any) -> jax.Array:
         """The leaf.
@@ -58,10 +52,8 @@ class LeafIndex(NamedTuple):
 class CallContext:
     """What the arcs and merges of one call share.
 
-    Args:
-        plan: The plan that the inputs fit; None where not all of them are there.
-        leaves: Of the parameters and of the parts of the state, the keys of the call
-            in place of those of the trace.
+    The plan is None where not all inputs are there; among the leaves are the keys of
+    the call, in place of those of the trace.
     """
 
     def __init__(self, plan: Any, leaves: Leaves):
@@ -85,19 +77,12 @@ class CallContext:
 
 
 class Shared(NamedTuple):
-    """An equation that several arcs or merges need, evaluated once for all of them.
+    """An equation that several arcs or merges need, evaluated once for all of them."""
 
-    Args:
-        key: Which equation, of which values.
-        code: Evaluates it.
-        reads: Which of the values of the part that needs it.
-        results: Which of its results that part needs.
-    """
-
-    key: Hashable
+    key: Hashable  # which equation, of which values
     code: Code
-    reads: tuple[int, ...]
-    results: tuple[int, ...]
+    reads: tuple[int, ...]  # which of the values of the part that needs it
+    results: tuple[int, ...]  # which of its results that part needs
 
     def __call__(self, context: CallContext, values: Sequence[PyTree]) -> list[PyTree]:
         """The results that are needed."""
@@ -107,20 +92,12 @@ class Shared(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A part of a program that can be evaluated.
+    """A part of a program that can be evaluated."""
 
-    Args:
-        closed: The closed jaxpr, a function of values, of what `shared` gives, of
-            leaves, and of `held`.
-        leaves: Where the leaves that it reads are found.
-        held: Arrays that the function made for these shapes only.
-        shared: What other parts of the program need too.
-    """
-
-    closed: Any
+    closed: Any  # jaxpr of values, then of what the next three fields give
     leaves: tuple[LeafIndex, ...]
-    held: tuple[PyTree, ...] = ()
-    shared: tuple[Shared, ...] = ()
+    held: tuple[PyTree, ...] = ()  # arrays that the function made for these shapes
+    shared: tuple[Shared, ...] = ()  # what other parts of the program need too
 
     def __call__(self, context: CallContext, *values: PyTree) -> list[PyTree]:
         """Its outputs."""

@@ -16,38 +16,23 @@ from dagjax.jaxprs.versions import Atom
 
 
 class Choice(NamedTuple):
-    """Which values are nodes.
+    """Which values are nodes, and where branches meet."""
 
-    Args:
-        nodes: With the inputs and the outputs.
-        meets: Those where branches meet, even if all of them leave one node.
-        inner: Values where branches meet that are no nodes, being part of a merge.
-    """
-
-    nodes: Set[Value]
-    meets: Set[Value] = frozenset()
-    inner: Set[Value] = frozenset()
+    nodes: Set[Value]  # with the inputs and the outputs
+    meets: Set[Value] = frozenset()  # nodes, even if all branches leave one node
+    inner: Set[Value] = frozenset()  # that are no nodes, being part of a merge
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What becomes an arc: the equations that make `end` of `source`.
+    """What becomes an arc: the equations that make `end` of `source`."""
 
-    Args:
-        source: The node that it reads.
-        target: The node that it adds to.
-        end: The value that it delivers.
-        negated: Whether the sum subtracts it.
-        port: Of a merge.
-        copy: How many pieces of a sum were the same before.
-    """
-
-    source: Value
-    target: Value
-    end: Value
-    negated: bool = False
-    port: int | None = None
-    copy: int = 0
+    source: Value  # the node that it reads
+    target: Value  # the node that it adds to
+    end: Value  # the value that it delivers
+    negated: bool = False  # whether the sum subtracts it
+    port: int | None = None  # of a merge
+    copy: int = 0  # how many pieces of a sum were the same before
 
 
 class Join(NamedTuple):

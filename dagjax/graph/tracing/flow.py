@@ -16,13 +16,9 @@ Value = Any  # a variable of the program
 class Flow:
     """The data that flows through a program.
 
-    Args:
-        program: The program.
-        inputs: Variables that hold data; all others are parameters, state and keys.
-        leaves: Variables of parameters, state, keys and constants.
-        outputs: Variables of the result, without the new state.
-
-    `rank` numbers all variables in the order in which they are made.
+    The inputs are variables that hold data, the leaves those of parameters, state,
+    keys and constants, the outputs those of the result without the new state. `rank`
+    numbers all variables in the order in which they are made.
     """
 
     def __init__(

@@ -50,11 +50,7 @@ _STEPS = frozenset(
 class Names:
     """Names for the pieces, merges and nodes of a program.
 
-    Args:
-        cut: The program at its nodes.
-        paths: `{parameter: its path in the tree}`; state is left out.
-        inputs: Names of the inputs.
-        outputs: `{value: name}` of the outputs.
+    `paths` are those of the parameters in their tree; state is left out.
     """
 
     def __init__(

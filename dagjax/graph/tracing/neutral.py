@@ -24,14 +24,12 @@ _FACTORS = frozenset(("mul", "div", "and", "pow"))
 class Role:
     """What a port is to its merge.
 
-    Args:
-        kind: A factor reads 1, a maximum less than all others, a case of a selection
-            the other case, everything else 0; without its keys attention is 0.
-        other: The port of the other case.
+    With nothing there a factor reads 1, a maximum less than all others, a case of a
+    selection the other case, everything else 0; without its keys attention is 0.
     """
 
     kind: Literal["zero", "factor", "low", "high", "case", "key"]
-    other: int = 0
+    other: int = 0  # the port of the other case
 
     def filled(self, port: Port, ports: Sequence[Port]) -> jax.Array:
         """What the equations read at the port."""
@@ -58,11 +56,7 @@ def settled(roles: Sequence[Role], ports: Sequence[Port], y: jax.Array) -> jax.A
 
 
 def roles(join: Join) -> tuple[Role, ...]:
-    """The role of each port of a merge, by the equation that reads it first.
-
-    Args:
-        join: The equations of the merge and its ports.
-    """
+    """The role of each port of a merge, by the equation that reads it first."""
     keys = {*_keys(join)}
     return tuple(
         Role("key") if port in keys else _role(port, join) for port in join.ports

@@ -60,12 +60,7 @@ def blocks(flow: Flow) -> Choice:
 
 
 def grouped(taken: Cut, groups: Mapping[Piece, Hashable]) -> Choice:
-    """The nodes between pieces of different groups.
-
-    Args:
-        taken: The pieces.
-        groups: The group of each piece.
-    """
+    """The nodes between pieces of different groups, `{piece: group}`."""
     into: dict[Value, set[Hashable]] = {v: set() for v in taken.nodes}
     met: dict[Value, set[Hashable]] = {v: set() for v in taken.nodes}
     for piece in taken.pieces:
@@ -88,9 +83,7 @@ def _part(taken: Cut, node: Value) -> list[Value]:
 def contracted(taken: Cut, drops: Callable[[Piece], bool]) -> Choice:
     """The nodes without some that only pass a value on from one arc to one arc.
 
-    Args:
-        taken: The pieces.
-        drops: Whether the node before a piece may go.
+    `drops` says whether the node before a piece may go.
     """
     fed = Counter(piece.target for piece in taken.pieces)
     read = Counter(piece.source for piece in taken.pieces)

@@ -114,12 +114,9 @@ class TracedFunction:
         return TracedFunction, again  # jaxprs do not pickle: traced again
 
     def plan(self, shape_in: Callable[[Plan], Shape], new: Shape, what: str) -> Plan:
-        """The plan in which values have the shape `new`.
+        """The plan in which values (`what`, in words) have the shape `new`.
 
-        Args:
-            shape_in: The shape in a plan; of several values one after the other.
-            new: The shape now.
-            what: The values in words.
+        `shape_in` gives their shape in a plan; of several values one after the other.
 
         Raises:
             TraceError: If no batch size explains the shape.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,35 +36,14 @@ def matmul_conv(
     rhs: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: PyTree = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **options: Any,
 ) -> jax.Array:
     """A convolution as one product of patches and kernel, as are its gradients.
 
     `y[n, h, w] = sum_ij x[n, s h + i, s w + j] k[i, j]`. Nothing but slices and a
     product: it batches over kernels (many seeds at once) where a convolution would
-    become a slow grouped one. Otherwise `scan_conv` is faster.
-
-    Args:
-        lhs: Images, [N, H, W, C].
-        rhs: Kernel, [kh, kw, C, F].
-        window_strides: Strides along H and W.
-        padding: "SAME", "VALID", "SAME_LOWER", or pairs (low, high).
-        lhs_dilation: As in `lax.conv_general_dilated`, like all that follow.
-        rhs_dilation: Other than 1 is passed on to it.
-        dimension_numbers: Other than NHWC, HWIO, NHWC is passed on to it.
-        feature_group_count: Other than 1 is passed on to it.
-        batch_group_count: Other than 1 is passed on to it.
-        precision: Of the product.
-        preferred_element_type: Of the product.
-
-    Returns:
-        Images, [N, H', W', F].
+    become a slow grouped one. Otherwise `scan_conv` is faster. Arguments are those of
+    `lax.conv_general_dilated`, to which all but a `_plain` convolution is left.
 
     Example:
         >>> x, k = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
@@ -74,25 +54,14 @@ def matmul_conv(
          [12. 18. 18. 12.]
          [ 8. 12. 12.  8.]]
     """
-    rest = (lhs_dilation, rhs_dilation, dimension_numbers)
-    groups = (feature_group_count, batch_group_count)
     pads = _pads(lhs, rhs, window_strides, padding)
-    if pads is None or not _plain(lhs, rhs, *rest, groups):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            *rest,
-            *groups,
-            precision,
-            preferred_element_type,
-        )
+    if pads is None or not _plain(lhs, rhs, **options):
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     return jnp.matmul(
         _patches(lhs, rhs.shape[:2], window_strides, pads),
         rhs.reshape(-1, rhs.shape[-1]),
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        precision=options.get("precision"),
+        preferred_element_type=options.get("preferred_element_type"),
     )
 
 
@@ -138,41 +107,40 @@ def scan_conv(
         [[72. 72.]
          [72. 72.]]
     """
-    rest = (lhs_dilation, rhs_dilation, dimension_numbers)
-    groups = (feature_group_count, batch_group_count)
+    options: dict[str, Any] = {
+        "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation,
+        "dimension_numbers": dimension_numbers,
+        "feature_group_count": feature_group_count,
+        "batch_group_count": batch_group_count,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
     pads = _pads(lhs, rhs, window_strides, padding)
-    if (
-        pads is not None
-        and preferred_element_type is None
-        and _plain(lhs, rhs, *rest, groups)
-        and _large(rhs, window_strides)
-    ):
+    fast = preferred_element_type is None and _large(rhs, window_strides)
+    if pads is not None and fast and _plain(lhs, rhs, **options):
         return _unit_stride(lhs, rhs, pads, precision)
-    return matmul_conv(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        *rest,
-        *groups,
-        precision,
-        preferred_element_type,
-    )
+    return matmul_conv(lhs, rhs, window_strides, padding, **options)
 
 
 def _plain(
     lhs: jax.Array,
     rhs: jax.Array,
-    below: Sequence[int] | None,
-    within: Sequence[int] | None,
-    numbers: PyTree,
-    groups: tuple[int, int],
+    *,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: PyTree = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    **others: Any,
 ) -> bool:
     """Whether there are no dilations, no groups, one dtype, and Flax's layout."""
-    dilations = (*(below or ()), *(within or ()))
+    del others
+    dilations = (*(lhs_dilation or ()), *(rhs_dilation or ()))
+    groups = (feature_group_count, batch_group_count)
     if lhs.ndim != 4 or groups != (1, 1) or any(d != 1 for d in dilations):
         return False
-    found = lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
+    found = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     wanted = lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
     return found == wanted and lhs.dtype == rhs.dtype and lhs.shape[3] == rhs.shape[2]
 

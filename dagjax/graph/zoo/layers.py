@@ -33,18 +33,7 @@ def conv2d(
     parts: int = 1,
     conv: Conv | None = None,
 ) -> nn.Conv:
-    """A square convolution.
-
-    Args:
-        features: Channels of the output.
-        size: Of the kernel, in pixels.
-        stride: Along height and width.
-        padding: "SAME" or "VALID".
-        bias: Whether it has one.
-        groups: Of channels that do not mix; all: a depthwise convolution.
-        parts: How many arcs like this are summed, for the initial variance.
-        conv: `conv_general_dilated`; None: XLA's.
-    """
+    """A square convolution, `parts` of which are summed (for the initial variance)."""
     return nn.Conv(
         features,
         (size, size),

@@ -167,13 +167,9 @@ def gpt(
 
 
 class Positions(nn.Module):
-    """`x + p`, with a learned vector for every position.
+    """`x + p`, with a learned vector for every position."""
 
-    Args:
-        length: How many positions; None: as many as at initialization.
-    """
-
-    length: int | None = None
+    length: int | None = None  # how many; None: as at initialization
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -185,11 +181,7 @@ class Positions(nn.Module):
 
 
 class Unembed(nn.Module):
-    """`E x`, the readout with the table of an embedding that it is tied to.
-
-    Args:
-        vocabulary: Number of tokens.
-    """
+    """`E x`, the readout with the table of an embedding that it is tied to."""
 
     vocabulary: int
 
