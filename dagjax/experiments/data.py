@@ -6,35 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from dagjax.experiments.archives import cifar10, npz
-from dagjax.experiments.examples import Data, DataError, check, split
-from dagjax.experiments.idx import idx, read_idx
-from dagjax.experiments.images import images
-from dagjax.experiments.synthetic import planted, teacher
-from dagjax.experiments.text import alphabet, characters, decode, encode, sums
-
-__all__ = [
-    "NAMES",
-    "Data",
-    "DataError",
-    "alphabet",
-    "characters",
-    "check",
-    "cifar10",
-    "decode",
-    "digits",
-    "encode",
-    "fashion_mnist",
-    "idx",
-    "images",
-    "load",
-    "npz",
-    "planted",
-    "read_idx",
-    "split",
-    "sums",
-    "teacher",
-]
+from dagjax.experiments.archives import cifar10 as cifar10
+from dagjax.experiments.archives import npz as npz
+from dagjax.experiments.examples import Data as Data
+from dagjax.experiments.examples import DataError as DataError
+from dagjax.experiments.examples import check as check
+from dagjax.experiments.examples import split as split
+from dagjax.experiments.idx import idx as idx
+from dagjax.experiments.idx import read_idx as read_idx
+from dagjax.experiments.images import images as images
+from dagjax.experiments.synthetic import planted as planted
+from dagjax.experiments.synthetic import teacher as teacher
+from dagjax.experiments.text import alphabet as alphabet
+from dagjax.experiments.text import characters as characters
+from dagjax.experiments.text import decode as decode
+from dagjax.experiments.text import encode as encode
+from dagjax.experiments.text import sums as sums
 
 # Where the Debian package `dataset-fashion-mnist` puts its files.
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

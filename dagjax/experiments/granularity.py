@@ -105,11 +105,8 @@ def make_score(name: str, model: Model, task: Task) -> Score:
 
     def gate(key: Key, theta: Theta, mask: Mask, batch: PyTree) -> PyTree:
         of_gates = lambda gates, batch: loss({**theta, "gates": gates}, batch)
-        score = scores.gate(of_gates)
-        return {
-            "params": None,
-            "gates": score(key, theta["gates"], mask["gates"], batch),
-        }
+        score = scores.gate(of_gates)(key, theta["gates"], mask["gates"], batch)
+        return {"params": None, "gates": score}
 
     known = {
         "magnitude": scores.magnitude,

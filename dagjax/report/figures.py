@@ -44,8 +44,8 @@ def accuracy(record: Record) -> Figure:
         _density_axis(ax, record)
         ax.set_ylabel(f"test {record.settings.get('metric', 'metric')}")
         ax.grid(axis="y", color="#ececec", linewidth=0.8)
-        note = f"mean of {_seeds(record)}"
-        note += ", 95% intervals" if _n_seeds(record) > 1 else ""
+        n = record.test_metric["dense"].shape[1]
+        note = f"mean of {n} seeds, 95% intervals" if n > 1 else "mean of 1 seed"
         ax.set_title(note, loc="left", color=MUTED, fontsize=8)
         _label_ends(ax, ends)
     return figure
@@ -96,20 +96,10 @@ def _controls(record: Record) -> list[str]:
     return sorted(names, key=lambda name: name != "ticket")
 
 
-def _n_seeds(record: Record) -> int:
-    return record.test_metric["dense"].shape[1]
-
-
-def _seeds(record: Record) -> str:
-    n = _n_seeds(record)
-    return f"{n} seed{'s' * (n != 1)}"
-
-
 def _look(name: str) -> dict[str, Any]:
     """The ticket wide and in front, the others narrow."""
-    if name == "ticket":
-        return {"color": color(name), "linewidth": 2.4, "zorder": _TOP}
-    return {"color": color(name), "linewidth": 1.3, "zorder": 4}
+    width, order = (2.4, _TOP) if name == "ticket" else (1.3, 4)
+    return {"color": color(name), "linewidth": width, "zorder": order}
 
 
 def _dense_band(ax: Axes, record: Record) -> float:

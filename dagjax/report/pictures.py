@@ -98,21 +98,16 @@ def image(mask: np.ndarray, pixels: tuple[int, int] = _PIXELS) -> np.ndarray:
 
 def _leaves(masks: Mask, seed: int) -> list[Leaf]:
     """The prunable leaves of one seed; the gates are one leaf `[round, arc, 1]`."""
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(masks["params"]):
-        found.append(Leaf(" ".join(map(_key, path)), np.asarray(leaf)[:, seed]))
-    found.sort(key=lambda leaf: natural(leaf.name))
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=" ")
+    paths = jax.tree_util.tree_leaves_with_path(masks["params"])
+    leaves = [Leaf(name(path), np.asarray(leaf)[:, seed]) for path, leaf in paths]
+    leaves.sort(key=lambda leaf: natural(leaf.name))
     gates = masks.get("gates") or {}
     names = tuple(sorted(gates, key=natural))
     if names:
         each = [np.asarray(gates[name])[:, seed] for name in names]
-        found.append(Leaf("gates", np.stack(each, 1)[..., None], names))
-    return found
-
-
-def _key(entry: Any) -> str:
-    kinds = ("key", "name", "idx")
-    return next((str(getattr(entry, k)) for k in kinds if hasattr(entry, k)), "")
+        leaves.append(Leaf("gates", np.stack(each, 1)[..., None], names))
+    return leaves
 
 
 def _even(count: int, most: int) -> list[int]:

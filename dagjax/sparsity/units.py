@@ -24,12 +24,13 @@ def gather(tree: PyTree, axis: int, reduce: Callable[..., jax.Array]) -> dict[st
     >>> dict(gather({"fc": layer}, -1, jnp.sum))
     {"['fc']:2": Array([4., 4.], dtype=float32)}
     """
-    found: dict[str, list[jax.Array]] = {}
+    layers: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         others = tuple(i for i in range(leaf.ndim) if i != axis % leaf.ndim)
-        found.setdefault(_layer(path, leaf, axis), []).append(reduce(leaf, axis=others))
-    whole = {k: reduce(jnp.stack(v), axis=0) for k, v in found.items()}
-    return OrderedDict((k, v.astype(found[k][0].dtype)) for k, v in whole.items())
+        parts = layers.setdefault(_layer(path, leaf, axis), [])
+        parts.append(reduce(leaf, axis=others))
+    joined = {k: reduce(jnp.stack(v), axis=0) for k, v in layers.items()}
+    return OrderedDict((k, v.astype(layers[k][0].dtype)) for k, v in joined.items())
 
 
 def spread(units: dict[str, jax.Array], tree: PyTree, axis: int) -> PyTree:

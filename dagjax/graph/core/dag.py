@@ -95,10 +95,7 @@ class DAG:
         if traced is not None or not {*graph.inputs} <= {*graph.space_of}:
             return traced
         spaces = [graph.space_of[node] for node in graph.inputs]
-        return tuple(
-            jax.ShapeDtypeStruct(((_BATCH,) if s.batched else ()) + s.shape, s.dtype)
-            for s in spaces
-        )
+        return tuple(jax.ShapeDtypeStruct(s.sized((_BATCH,)), s.dtype) for s in spaces)
 
     @property
     def updated_state(self) -> tuple[str, ...]:

@@ -240,10 +240,8 @@ def lowest(dtype: DTypeLike) -> jax.Array:
 
 def highest(dtype: DTypeLike) -> jax.Array:
     """In place of inf."""
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return -lowest(dtype)
-    whole = jnp.issubdtype(dtype, jnp.integer)
-    return jnp.asarray(jnp.iinfo(dtype).max if whole else True, dtype)
+    least = lowest(dtype)
+    return -least if jnp.issubdtype(dtype, jnp.inexact) else ~least
 
 
 def _same_shape(ports: tuple[Port, ...]) -> None:

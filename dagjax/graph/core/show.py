@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from dagjax.graph.core.dag import count_params
 from dagjax.graph.core.functions import Function
@@ -81,13 +80,10 @@ def _with_shapes(net: Graph | Network, xs: tuple[PyTree, ...]) -> Graph | Networ
         return as_dag(net)
     if not xs and not all(node in net.space_of for node in net.inputs):
         return net
-    specs = xs or [_example(net.space_of[node]) for node in net.inputs]
+    spaces = [] if xs else [net.space_of[node] for node in net.inputs]
+    specs = xs or [jax.ShapeDtypeStruct(s.sized((1,)), s.dtype) for s in spaces]
     abstract = lambda: init(jax.random.key(0), net, *specs)
     return jax.eval_shape(abstract)
-
-
-def _example(space: Space) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *space.shape), jnp.dtype(space.dtype))
 
 
 def _lines(net: Graph | Network, folds: bool) -> list[tuple[str, ...]]:

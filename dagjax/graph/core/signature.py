@@ -46,7 +46,7 @@ class Signature:
     ) -> tuple[int, ...]:
         """The shape of a node's value, or of one of its ports, at a batch size."""
         del node, port
-        return (batch if space.batched else ()) + space.shape
+        return space.sized(batch)
 
     def result(
         self,

@@ -75,6 +75,10 @@ class Space:
     dtype: str
     batched: bool = True
 
+    def sized(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape with the batch axis, `(B,)`, where there is one."""
+        return (batch if self.batched else ()) + self.shape
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -181,10 +185,10 @@ class Graph:
 
     @functools.cached_property
     def _into(self) -> dict[str, list[Arc]]:
-        found: dict[str, list[Arc]] = {}
+        arcs: dict[str, list[Arc]] = {}
         for arc in self.arcs:
-            found.setdefault(arc.target, []).append(arc)
-        return found
+            arcs.setdefault(arc.target, []).append(arc)
+        return arcs
 
     def arcs_into(self, node: str) -> tuple[Arc, ...]:
         """The arcs whose sum is the value of the node."""
@@ -254,20 +258,26 @@ def live_arcs(graph: Graph, gates: Mapping[str, Any] | None = None) -> tuple[str
     gates = {} if gates is None else gates
     graph.select(gates)  # names that do not exist
     on = [a for a in graph.arcs if float(gates.get(a.name, 1.0)) != 0]
-    reached, needed = {*graph.inputs}, {*graph.outputs}
-    for arc in on:
-        reached |= {arc.target} if arc.source in reached else set()
+    reached, needed = _descendants(on, graph.inputs), {*graph.outputs}
     for arc in reversed(on):
         needed |= {arc.source} if arc.target in needed else set()
     return tuple(a.name for a in on if a.source in reached and a.target in needed)
 
 
+def _descendants(arcs: Iterable[Arc], sources: Collection[str]) -> set[str]:
+    """The sources and all nodes that can be reached from one of them."""
+    nodes = {*sources}
+    for arc in arcs:
+        nodes |= {arc.target} if arc.source in nodes else set()
+    return nodes
+
+
 def ancestors(graph: Graph, targets: Collection[str]) -> set[str]:
     """The targets and all nodes from which one of them can be reached."""
-    found = {*targets}
+    nodes = {*targets}
     for arc in reversed(graph.arcs):
-        found |= {arc.source} if arc.target in found else set()
-    return found
+        nodes |= {arc.source} if arc.target in nodes else set()
+    return nodes
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -341,8 +351,8 @@ def _validate_merge(graph: Graph, node: str) -> None:
         raise GraphError(
             f"the input node {node!r} cannot be a merge; give it one of its own"
         )
-    found = {arc.port for arc in graph.arcs_into(node)}
-    holes = [port for port in range(graph.ports(node) or 0) if port not in found]
+    written = {arc.port for arc in graph.arcs_into(node)}
+    holes = [port for port in range(graph.ports(node) or 0) if port not in written]
     if holes and node not in graph.space_of:
         raise GraphError(
             f"no arc writes port {holes[0]} of {node!r}, a {graph.merge_of[node]!r} "
@@ -356,14 +366,13 @@ def _validate_reach(graph: Graph) -> None:
         raise GraphError(
             f"no node named {unknown[0]!r}; the nodes are {', '.join(sorted(known))}"
         )
-    reached, fed = {*graph.inputs}, {arc.target for arc in graph.arcs}
     for arc in graph.arcs:
         if arc.target in graph.inputs:
             raise GraphError(
                 f"arc {arc.name!r} leads into the input node {arc.target!r}; "
                 "give the sum a node of its own"
             )
-        reached |= {arc.target} if arc.source in reached else set()
+    reached = _descendants(graph.arcs, graph.inputs)
     # After a deletion a node keeps its known space and reads zero.
     lost = [n for n in graph.outputs if n not in reached and n not in graph.space_of]
     if lost:
@@ -371,12 +380,12 @@ def _validate_reach(graph: Graph) -> None:
             f"no path from {', '.join(graph.inputs)} to the output {lost[0]!r}; "
             f"reached are {', '.join(n for n in graph.nodes if n in reached)}"
         )
-    known_sources = {*graph.inputs, *graph.space_of} | fed
+    fed = {*graph.inputs, *(arc.target for arc in graph.arcs)}
     for arc in graph.arcs:
-        if arc.source not in known_sources:
+        if arc.source not in fed | {*graph.space_of}:
             raise GraphError(
                 f"arc {arc.name!r} reads {arc.source!r}, which is no input and has no "
-                f"arc into it; the nodes are {', '.join(sorted(fed | {*graph.inputs}))}"
+                f"arc into it; the nodes are {', '.join(sorted(fed))}"
             )
 
 
