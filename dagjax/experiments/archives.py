@@ -112,8 +112,8 @@ def _keys(members: set[str], source: str) -> tuple[str, ...]:
         if members >= {f"{key}.npy" for key in keys}:
             return keys
     missing = [key for key in _FIELDS if f"{key}.npy" not in members]
-    found = ", ".join(sorted(members)[:9]) or "nothing"
-    fail(f"{source}: {missing[0]}", f"only {found}", f"{', '.join(_FIELDS)}, or x, y")
+    listed = ", ".join(sorted(members)[:9]) or "nothing"
+    fail(f"{source}: {missing[0]}", f"only {listed}", f"{', '.join(_FIELDS)}, or x, y")
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:

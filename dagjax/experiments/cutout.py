@@ -43,7 +43,7 @@ class Side:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class CutTicket:
     """The ticket of one seed, masked and cut out."""
 
     seed: int
@@ -69,7 +69,7 @@ class CutOut:
     """
 
     density: float
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CutTicket, ...]
 
     def sentence(self) -> str:
         """What cutting out saves, in a sentence; figures are medians over seeds."""
@@ -113,7 +113,7 @@ def cut_out(
     return CutOut(experiment.densities[-1], tuple(cuts))
 
 
-def _stored(experiment: Experiment, tickets: Rounds, i: int, number: int) -> Cut:
+def _stored(experiment: Experiment, tickets: Rounds, i: int, number: int) -> CutTicket:
     """A cut from the store, or a new one into it."""
     store, name = experiment.store, f"cut-{i}"
     if store.has(name):
@@ -123,13 +123,13 @@ def _stored(experiment: Experiment, tickets: Rounds, i: int, number: int) -> Cut
     return cut
 
 
-_BLANK = Cut(0, 0, Side(0, 0.0), Side(0, 0.0))
+_BLANK = CutTicket(0, 0, Side(0, 0.0), Side(0, 0.0))
 
 
-def _from_arrays(tree: PyTree) -> Cut:
+def _from_arrays(tree: PyTree) -> CutTicket:
     plain: PyTree = jax.tree.map(lambda x: np.asarray(x).item(), tree)
     sides = {name: Side(**plain[name]) for name in ("dense", "small")}
-    return Cut(**{**plain, **sides})
+    return CutTicket(**{**plain, **sides})
 
 
 class _Ticket(NamedTuple):
@@ -151,16 +151,16 @@ def _ticket(experiment: Experiment, tickets: Rounds, i: int, number: int) -> _Ti
     return _Ticket(number, make_keys(1, number).order[0], start, mask, data)
 
 
-def _cut_seed(setup: Setup, ticket: _Ticket) -> Cut:
+def _cut_seed(setup: Setup, ticket: _Ticket) -> CutTicket:
     number, key, start, mask, data = ticket
     kept = parameters_kept(mask, start.theta)
     dag = network(setup.model, start, data.x_train[:1])
     try:
         small = compact(dag, mask["params"])
-        cut = Cut(number, kept, _side(dag), _side(small.net))
+        cut = CutTicket(number, kept, _side(dag), _side(small.net))
     except Exception as error:  # the experiment is done; this must not end it
         sides = Side(count_params(dag.params), math.nan), Side(math.nan, math.nan)  # pyright: ignore
-        return Cut(number, kept, *sides, reason=f"not cut out ({_line(error)})")
+        return CutTicket(number, kept, *sides, reason=f"not cut out ({_line(error)})")
     try:
         model, small_start = compacted_model(setup.model, small, data.x_train)
     except ValueError as error:
@@ -174,7 +174,7 @@ def _cut_seed(setup: Setup, ticket: _Ticket) -> Cut:
     return _measured(cut, *race(setup, runners, key, data))
 
 
-def _measured(cut: Cut, dense: Finish, small: Finish) -> Cut:
+def _measured(cut: CutTicket, dense: Finish, small: Finish) -> CutTicket:
     """The cut with what training both has shown."""
 
     def trained(side: Side, end: Finish) -> Side:

@@ -71,9 +71,9 @@ def in_waves(train: Train) -> Train:
         size = min(jax.local_device_count(), seeds)
         for first in range(0, seeds, size):  # the last wave begins again at seed 0
             index = jnp.arange(first, first + size) % seeds
-            own = jax.tree.map(lambda x, i=index: x[i], (key, start, mask))
+            wave = jax.tree.map(lambda x, i=index: x[i], (key, start, mask))
             share = min(size, seeds - first) / seeds
-            parts.append(train(*own, data, lr, share))
+            parts.append(train(*wave, data, lr, share))
         return jax.tree.map(lambda *xs: jnp.concatenate(xs)[:seeds], *parts)
 
     return waves

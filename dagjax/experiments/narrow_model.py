@@ -49,10 +49,10 @@ def _graph(graph: Graph, params: Params) -> Graph:
     """The same layers, as wide as their kernels."""
 
     def change(arc: Arc) -> Function:
-        fn, own = arc.fn, params.get(arc.params_name, {})
+        fn, arc_params = arc.fn, params.get(arc.params_name, {})
         if isinstance(fn, Nested):
-            return Nested(_graph(fn.fn, own))
-        kernel = own.get("kernel") if isinstance(own, dict) else None
+            return Nested(_graph(fn.fn, arc_params))
+        kernel = arc_params.get("kernel") if isinstance(arc_params, dict) else None
         if kernel is None or not has_features(fn):
             return fn
         return with_features(fn, kernel.shape[-1])

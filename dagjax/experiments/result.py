@@ -85,13 +85,13 @@ class Record:
         for arm, losses in self.loss.items():
             densities = (1.0,) if arm == "dense" else self.densities
             for i, density in enumerate(densities):
-                own = times(losses[i])
+                reached = times(losses[i])
                 rows.append(Row(
                     arm, density, self.weights[arm][i],
                     stats.t_interval(self.test_metric[arm][i]),
                     stats.t_interval(losses[i][:, -1]),
-                    _mean_time(own, self.evals[-1]),
-                    stats.win_rate(own, dense_times),
+                    _mean_time(reached, self.evals[-1]),
+                    stats.win_rate(reached, dense_times),
                 ))  # fmt: skip
         return rows
 

@@ -70,13 +70,13 @@ def over_seeds(fn: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
 
 
 def _batched(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
-    own = len(args) - shared
-    return jax.vmap(fn, in_axes=(0,) * own + (None,) * shared)(*args)
+    per_seed = len(args) - shared
+    return jax.vmap(fn, in_axes=(0,) * per_seed + (None,) * shared)(*args)
 
 
 def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
-    own, common = args[: len(args) - shared], args[len(args) - shared :]
-    seeds = jax.tree.leaves(own)[0].shape[0]
+    per_seed, common = args[: len(args) - shared], args[len(args) - shared :]
+    seeds = jax.tree.leaves(per_seed)[0].shape[0]
     devices = min(jax.local_device_count(), seeds)
     padded = -(-seeds // devices) * devices
     pad = lambda x: x[jnp.arange(padded) % seeds] if padded > seeds else x
@@ -93,7 +93,7 @@ def _spread(fn: Callable[..., Any], shared: int, *args: PyTree) -> PyTree:
     run = jax.shard_map(
         local, mesh=mesh, in_specs=(split, same), out_specs=split, check_vma=False
     )
-    return jax.tree.map(lambda x: x[:seeds], run(jax.tree.map(pad, own), common))
+    return jax.tree.map(lambda x: x[:seeds], run(jax.tree.map(pad, per_seed), common))
 
 
 def place(tree: PyTree, seeds: int, shared: bool = False) -> PyTree:

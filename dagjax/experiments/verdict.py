@@ -234,18 +234,18 @@ def sentence(verdicts: Mapping[float, Verdict]) -> str:
     if not verdicts:
         raise ValueError("there are no verdicts; give at least one density")
     ordered = sorted(verdicts.items(), reverse=True)
-    found = {d: v for d, v in ordered if v.found}
-    if not found:
+    tickets = {d: v for d, v in ordered if v.found}
+    if not tickets:
         return "No weak ticket at any density."
-    return "; ".join([_claim(found), *_exceptions(dict(ordered))]) + "."
+    return "; ".join([_claim(tickets), *_exceptions(dict(ordered))]) + "."
 
 
-def _claim(found: Mapping[float, Verdict]) -> str:
+def _claim(tickets: Mapping[float, Verdict]) -> str:
     """Where tickets are, in how many seeds, and the largest adjusted p value."""
-    noun = "ticket at density" if len(found) == 1 else "tickets at densities"
-    seeds = _listed([f"{v.wins.wins} of {v.wins.n}" for v in found.values()])
-    p = _round_up(max(v.adjusted for v in found.values()))
-    return f"Weak {noun} {_densities(found)} ({seeds} seeds; Holm p <= {p:.2g})"
+    noun = "ticket at density" if len(tickets) == 1 else "tickets at densities"
+    seeds = _listed([f"{v.wins.wins} of {v.wins.n}" for v in tickets.values()])
+    p = _round_up(max(v.adjusted for v in tickets.values()))
+    return f"Weak {noun} {_densities(tickets)} ({seeds} seeds; Holm p <= {p:.2g})"
 
 
 def _exceptions(verdicts: Mapping[float, Verdict]) -> list[str]:

@@ -101,8 +101,8 @@ def iterative(score: Score, select: Selection, steps: int) -> Pruner:
             goal = start * (density / start) ** (i / steps) if i < steps else density
             # Units may count otherwise than entries: no step goes below the density.
             goal = jnp.maximum(goal, density) if i < steps else density
-            own = jax.random.fold_in(key, i)
-            mask, state = once.update(own, state, params, mask, batch, goal)
+            step_key = jax.random.fold_in(key, i)
+            mask, state = once.update(step_key, state, params, mask, batch, goal)
         return mask, state
 
     return Pruner(once.init, update)

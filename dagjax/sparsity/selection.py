@@ -121,8 +121,8 @@ def structured(axis: int = -1, select: Selection = global_topk) -> Selection:
         ones = masks.tree_map(lambda m: jnp.ones(m.shape), mask)
         sizes = units.gather(ones, axis, jnp.sum)
         ratio = jax.tree.map(lambda s, n: s / n.astype(s.dtype), sums, sizes)
-        whole = units.spread(select(ratio, alive, density), mask, axis)
-        return masks.tree_map(jnp.logical_and, mask, whole)
+        kept = units.spread(select(ratio, alive, density), mask, axis)
+        return masks.tree_map(jnp.logical_and, mask, kept)
 
     return choose
 
@@ -175,9 +175,9 @@ def _wanted(density: Scalar, total: int) -> jax.Array:
     """
     if isinstance(density, numbers.Real):
         return jnp.asarray(round(float(density) * total), jnp.int32)
-    share, whole = jnp.asarray(density, jnp.float32), jnp.float32(total)
-    product = share * whole
-    low, rest = jnp.floor(product), _rounding_error(share, whole, product)
+    share, count = jnp.asarray(density, jnp.float32), jnp.float32(total)
+    product = share * count
+    low, rest = jnp.floor(product), _rounding_error(share, count, product)
     below = (product - low == 0.5) & (rest < 0)
     return jnp.where(below, low, jnp.round(product)).astype(jnp.int32)
 
@@ -209,8 +209,8 @@ def _comparable(scores: Sequence[Any]) -> list[jax.Array]:
     if wide:
         return _ranks([np.asarray(s) for s in known])
     arrays = [jnp.asarray(s) for s in scores]
-    whole = [jnp.issubdtype(a.dtype, jnp.integer) for a in arrays]
-    if all(whole):
+    integers = [jnp.issubdtype(a.dtype, jnp.integer) for a in arrays]
+    if all(integers):
         largest = jnp.result_type(*arrays, jnp.int32)
         return [a.astype(largest) for a in arrays]
     return [*map(_wide, arrays)]
@@ -240,15 +240,15 @@ def _largest(
     zero, most = jnp.zeros((), dtype), jnp.asarray(2**bits - 1, dtype)
 
     def step(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        bit, found = carry
-        left = spare(found | bit)
-        found = jnp.where(left >= 0, found | bit, found)
-        return jnp.where(left == 0, zero, bit >> jnp.ones((), dtype)), found
+        bit, largest = carry
+        left = spare(largest | bit)
+        largest = jnp.where(left >= 0, largest | bit, largest)
+        return jnp.where(left == 0, zero, bit >> jnp.ones((), dtype)), largest
 
     done = spare(most) >= 0
     first = jnp.where(done, zero, jnp.asarray(2 ** (bits - 1), dtype))
-    found = jnp.where(done, most, zero)
-    return jax.lax.while_loop(lambda carry: carry[0] > 0, step, (first, found))[1]
+    largest = jnp.where(done, most, zero)
+    return jax.lax.while_loop(lambda carry: carry[0] > 0, step, (first, largest))[1]
 
 
 def _order_bits(scores: jax.Array, alive: jax.Array) -> jax.Array:

@@ -66,16 +66,16 @@ class BlockMatrix:
 
     def inverse(self) -> BlockMatrix:
         """By forward substitution: `X = I - A X`, row by row."""
-        found: dict[str, Blocks] = {}
+        rows: dict[str, Blocks] = {}
         for node, _ in self.nodes:
             row: Blocks = {}
             for (_, middle), block in self._rows.get(node, ()):
                 terms = {(node, column): block @ b for (_, column), b in
-                         found.get(middle, {}).items()}  # fmt: skip
+                         rows.get(middle, {}).items()}  # fmt: skip
                 for place, term in {(node, middle): block, **terms}.items():
                     row[place] = row[place] - term if place in row else -term
-            found[node] = row
-        return BlockMatrix({p: b for row in found.values() for p, b in row.items()},
+            rows[node] = row
+        return BlockMatrix({p: b for row in rows.values() for p, b in row.items()},
                            self.nodes)  # fmt: skip
 
     def block(self, row: str, column: str) -> jax.Array:

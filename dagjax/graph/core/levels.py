@@ -145,18 +145,17 @@ def apply_arc(
     context: Hashable = None,
 ) -> tuple[PyTree, State]:
     """What an arc makes of the value of its source, and the arc's new state."""
-    own, held = params, state
+    arc_params, arc_state = params, state
     call = {"context": context} if arc.reads_all_params else {}
     if not arc.reads_all_params:
-        own = params.get(arc.params_name, {}) if isinstance(params, Mapping) else {}
-        held = state.get(arc.params_name, _NOTHING)
+        by_arc = params if isinstance(params, Mapping) else {}
+        arc_params = by_arc.get(arc.params_name, {})
+        arc_state = state.get(arc.params_name, _NOTHING)
     random = None if key is None else jax.random.fold_in(key, stream(arc.name))
     x = read(graph, arc.source, value, params, state, context)
-    with (
-        error_context(arc, x),
-        jax.named_scope(arc.name),
-    ):  # profiles and messages show it
-        return arc.fn.apply(own, held, x, train=train, key=random, **call)
+    # Profiles and messages show the name.
+    with error_context(arc, x), jax.named_scope(arc.name):
+        return arc.fn.apply(arc_params, arc_state, x, train=train, key=random, **call)
 
 
 def stream(name: str) -> int:
@@ -188,9 +187,9 @@ def _scaled(arc: Arc, gate: Any, y: Array) -> Any:
         if unknown and y.dtype == bool:  # on unless it is zero
             return (gate != 0) & y
         if unknown or (gate.astype(y.dtype) != gate).any():
-            found = f"{gate.dtype}, not known before the call" if unknown else gate
+            shown = f"{gate.dtype}, not known before the call" if unknown else gate
             raise GraphError(
-                f"the gate of {arc!r} is {found}, but it delivers {y.dtype}: gate "
+                f"the gate of {arc!r} is {shown}, but it delivers {y.dtype}: gate "
                 "integers with whole numbers (under jit an array of integers or "
                 "bools), or cast what the arc delivers to floats"
             )

@@ -62,9 +62,9 @@ class Interactions(NamedTuple):
         """
         flat = self.deltas.reshape(len(self.deltas), -1)
         size = np.abs(flat).max(1, initial=0)
-        found = np.flatnonzero(size > tolerance * size.max(initial=0))
+        rows = np.flatnonzero(size > tolerance * size.max(initial=0))
         named = lambda row: frozenset(np.array(self.arcs)[self.sets[row]].tolist())
-        return {named(row): float(size[row]) for row in found}
+        return {named(row): float(size[row]) for row in rows}
 
 
 def interactions(
@@ -94,13 +94,15 @@ def interactions(
         >>> sorted(map(sorted, found.support()))     # they add up: none of both
         [['skip'], ['tanh']]
     """
-    found = all_subnetworks(dag, *xs, arcs=arcs, readout=readout, progress=progress)
-    values = _cube(found.outputs, len(found.arcs))
-    for axis in range(len(found.arcs)):
+    names, gates, outputs = all_subnetworks(
+        dag, *xs, arcs=arcs, readout=readout, progress=progress
+    )
+    values = _cube(outputs, len(names))
+    for axis in range(len(names)):
         off, on = np.split(values, 2, axis)
         values = np.concatenate([off, on - off], axis)
-    deltas = values.reshape(len(found.gates), *values.shape[len(found.arcs) :])
-    return Interactions(found.arcs, found.gates, deltas)
+    deltas = values.reshape(len(gates), *values.shape[len(names) :])
+    return Interactions(names, gates, deltas)
 
 
 class Shapley(NamedTuple):
@@ -149,20 +151,20 @@ def shapley(
     if not names or (samples is not None and samples < 1):
         raise ValueError(f"{len(names)} arcs, {samples} samples: at least one of each")
     if samples is None and len(names) <= LIMIT:
-        found = all_subnetworks(
+        subnetworks = all_subnetworks(
             dag, *xs, arcs=names, readout=readout, progress=progress
         )
-        return _exact(names, _cube(found.outputs, len(names)))
+        return _exact(names, _cube(subnetworks.outputs, len(names)))
     if key is None:
         raise ValueError(
             f"Shapley values are sampled if samples are given or arcs are more than "
             f"{LIMIT} (here {len(names)}); give key=jax.random.key(...)"
         )
     orders = _orders(key, 100 if samples is None else samples, len(names))
-    found = all_subnetworks(
+    subnetworks = all_subnetworks(
         dag, *xs, arcs=names, gates=_chains(orders), readout=readout, progress=progress
     )
-    return _sampled(names, orders, _wide(found.outputs))
+    return _sampled(names, orders, _wide(subnetworks.outputs))
 
 
 def _cube(outputs: Array, n: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     sources: dict[str, np.ndarray]  # {arc: row of its source, [row]}
 
 
-class Plan(NamedTuple):
+class SharedRows(NamedTuple):
     """What is evaluated for some gate vectors."""
 
     nodes: dict[str, Rows]
@@ -152,7 +152,7 @@ def _sizes(dag: DAG, xs: tuple[PyTree, ...]) -> dict[str, int]:
 
 def _chunks(
     dag: DAG, names: tuple[str, ...], vectors: np.ndarray, sizes: dict[str, int]
-) -> list[Plan]:
+) -> list[SharedRows]:
     """Plans of runs of gate vectors, as long as memory allows."""
     largest = lambda plans: max(_bytes(plan, sizes) for plan in plans)
     step = len(vectors)
@@ -166,12 +166,12 @@ def _chunks(
         step = -(-step // 2)
 
 
-def _bytes(plan: Plan, sizes: dict[str, int]) -> int:
+def _bytes(plan: SharedRows, sizes: dict[str, int]) -> int:
     count = lambda rows: max(map(len, rows.gates.values()), default=1)
     return sum(count(rows) * sizes[node] for node, rows in plan.nodes.items())
 
 
-def make_plan(graph: Graph, names: Sequence[str], vectors: np.ndarray) -> Plan:
+def make_plan(graph: Graph, names: Sequence[str], vectors: np.ndarray) -> SharedRows:
     """The distinct sub-architectures below every node, and who reads which.
 
     `vectors` are the gates `[N, arcs]` of the arcs that vary.
@@ -190,7 +190,7 @@ def make_plan(graph: Graph, names: Sequence[str], vectors: np.ndarray) -> Plan:
         for node, (first, _) in rows.items()
     }
     outputs = {node: rows[node][1][joint[0]] for node in graph.outputs}
-    return Plan(nodes, outputs, joint[1])
+    return SharedRows(nodes, outputs, joint[1])
 
 
 def _below(
@@ -219,7 +219,7 @@ def _distinct(
     return first, kind
 
 
-def _padded(plans: list[Plan]) -> Iterator[Plan]:
+def _padded(plans: list[SharedRows]) -> Iterator[SharedRows]:
     """All plans with as many rows, so that one program serves them."""
     longest = jax.tree.map(lambda *rows: max(map(len, rows)), *plans)
     fill = lambda rows, length: np.pad(rows, (0, length - len(rows)))

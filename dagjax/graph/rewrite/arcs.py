@@ -81,16 +81,16 @@ def insert(
             )
     if arc.tied is None and arc.name in {a.tied for a in dag.graph.arcs}:
         raise GraphError(f"other arcs share parameters named {arc.name!r}; rename it")
-    own = {arc.params_name: params} if jax.tree.leaves(params) else {}
-    held = {arc.params_name: state} if state and jax.tree.leaves(state) else {}
-    if own and not isinstance(dag.params, dict):
+    new_params = {arc.params_name: params} if jax.tree.leaves(params) else {}
+    new_state = {arc.params_name: state} if state and jax.tree.leaves(state) else {}
+    if new_params and not isinstance(dag.params, dict):
         raise GraphError(
             f"{arc!r} needs a place for its parameters, and those of the network are a "
             f"{type(dag.params).__name__}; trace it with a dict of parameters"
         )
     graph = dag.graph.replace(arcs=(*dag.graph.arcs, arc))
-    params = dag.params | own if own else dag.params
-    larger = DAG(graph, params, dag.state | held)
+    params = dag.params | new_params if new_params else dag.params
+    larger = DAG(graph, params, dag.state | new_state)
     check_arc(larger, arc)
     return larger
 
@@ -166,11 +166,11 @@ def relevel(
     ranks = ranks if isinstance(levels, str) else dict(levels)
     graph = dag.graph.replace(ranks=ranks)
     for arc in graph.arcs:
-        asked, found = ranks.get(arc.target), graph.levels[arc.target]
-        if asked is not None and asked < found:
+        asked, level = ranks.get(arc.target), graph.levels[arc.target]
+        if asked is not None and asked < level:
             raise GraphError(
                 f"level {asked} of {arc.target!r}: {arc!r} comes from level "
-                f"{graph.levels[arc.source]}; give it level {found} or more"
+                f"{graph.levels[arc.source]}; give it level {level} or more"
             )
     return dag.replace(graph=graph)
 

@@ -59,18 +59,19 @@ class Bundle(Function):
     ) -> tuple[PyTree, State]:
         """`[B, rows below, ...] -> [B, rows, ...]`, zero where no arc leads."""
         keys = None if key is None else jax.random.split(key, len(self.names))
-        own = None if self.shared else 0
+        axis = None if self.shared else 0
         run = lambda p, s, x, k: self.fn.apply(p, s, x, train=train, key=k)
         x = jnp.take(x, self.sources, 1)
         if self.shared and train and jax.tree.leaves(state):  # one by one
             one = lambda state, xk: run(params, state, *xk)[::-1]
-            held, y = jax.lax.scan(one, state, (jnp.moveaxis(x, 1, 0), keys))
+            new_state, y = jax.lax.scan(one, state, (jnp.moveaxis(x, 1, 0), keys))
         else:
-            axes = (own, own, 1, None if keys is None else 0)
-            y, held = jax.vmap(run, axes)(params, state, x, keys)
-            held = state if self.shared or not jax.tree.leaves(held) else held
+            axes = (axis, axis, 1, None if keys is None else 0)
+            y, new_state = jax.vmap(run, axes)(params, state, x, keys)
+            if self.shared or not jax.tree.leaves(new_state):
+                new_state = state
         total = jax.ops.segment_sum(y, self.targets, self.rows)
-        return jnp.moveaxis(total, 0, 1), held
+        return jnp.moveaxis(total, 0, 1), new_state
 
     def __repr__(self) -> str:
         return f"{len(self.names)} x {self.fn!r}"
@@ -136,11 +137,11 @@ def bundle(dag: DAG) -> DAG:
     for arc in graph.arcs:
         if isinstance(arc.fn, Bundle):
             parts = [dag.graph.by_name[name].params_name for name in arc.fn.names]
-            for held, old in ((params, dag.params), (state, dag.state)):
+            for new, old in ((params, dag.params), (state, dag.state)):
                 trees = [old[name] for name in parts if name in old]
                 if trees:
-                    own = trees[0] if arc.fn.shared else _stacked(trees)
-                    held[arc.params_name] = own
+                    stacked = trees[0] if arc.fn.shared else _stacked(trees)
+                    new[arc.params_name] = stacked
     return DAG(graph, params, state)
 
 
@@ -163,9 +164,9 @@ def unbundle(bundled: DAG, graph: Graph) -> DAG:
     for arc in bundled.graph.arcs:
         if isinstance(arc.fn, Bundle):
             graph.select(arc.fn.names)
-            for held, old in ((params, bundled.params), (state, bundled.state)):
+            for new, old in ((params, bundled.params), (state, bundled.state)):
                 if arc.params_name in old:
-                    held |= dict(_unstacked(graph, arc.fn, old[arc.params_name]))
+                    new |= dict(_unstacked(graph, arc.fn, old[arc.params_name]))
     return DAG(graph, params, state)
 
 
@@ -211,16 +212,16 @@ class _Stacks:
     def _ground(self, nodes: list[str]) -> None:
         """The stacks of level 0: its nodes side by side, of which inputs are fed."""
         for kind in dict.fromkeys(self.kind[node] for node in nodes):
-            own = [node for node in nodes if self.kind[node] == kind]
-            ground, shape = _Stack(f"stack{kind}/0", len(own)), self.shapes[kind]
-            for row, node in enumerate(own):
+            rows = [node for node in nodes if self.kind[node] == kind]
+            ground, shape = _Stack(f"stack{kind}/0", len(rows)), self.shapes[kind]
+            for row, node in enumerate(rows):
                 self.row[node] = row
                 if node in self.graph.inputs:
                     self.arcs.append(
                         Arc(f"place {node}", node, ground.node, as_row, row)
                     )
             one = Space((1, *shape.shape), shape.dtype)
-            self.spaces[ground.node] = (one,) * len(own)
+            self.spaces[ground.node] = (one,) * len(rows)
             self.merges[ground.node] = Concat(1)
             self.tops[kind] = ground
 
@@ -228,10 +229,10 @@ class _Stacks:
         """New rows for the nodes of a level."""
         grown: dict[int, _Stack] = {}
         for kind in dict.fromkeys(self.kind[node] for node in nodes):
-            own = [node for node in nodes if self.kind[node] == kind]
+            rows = [node for node in nodes if self.kind[node] == kind]
             old = self.tops.get(kind, _Stack("", 0))
-            top = _Stack(f"stack{kind}/{level}", old.rows + len(own))
-            self.row |= {node: old.rows + i for i, node in enumerate(own)}
+            top = _Stack(f"stack{kind}/{level}", old.rows + len(rows))
+            self.row |= {node: old.rows + i for i, node in enumerate(rows)}
             shape = self.shapes[kind]
             self.spaces[top.node] = Space((top.rows, *shape.shape), shape.dtype)
             if old.rows:
@@ -249,7 +250,7 @@ class _Stacks:
             groups.setdefault((arc.fn, *ends, tied), []).append(arc)
         for i, ((fn, source, target, tied), arcs) in enumerate(groups.items()):
             top = self.tops[target]
-            made = Bundle(
+            function = Bundle(
                 fn,
                 tuple(arc.name for arc in arcs),
                 tuple(self.row[arc.source] for arc in arcs),
@@ -258,7 +259,7 @@ class _Stacks:
                 tied is not None,
             )
             name = f"level{level}/{fn.name}" + (f"_{i}" if i else "")
-            yield Arc(name, below[source].node, top.node, made, None, tied)
+            yield Arc(name, below[source].node, top.node, function, None, tied)
 
 
 def _check(graph: Graph) -> None:
@@ -291,5 +292,5 @@ def _stacked(trees: list[PyTree]) -> Any:
 
 def _unstacked(graph: Graph, fn: Bundle, tree: PyTree) -> Iterator[tuple[str, Any]]:
     for i, name in enumerate(fn.names):
-        own = tree if fn.shared else jax.tree.map(lambda leaf, i=i: leaf[i], tree)
-        yield graph.by_name[name].params_name, own
+        part = tree if fn.shared else jax.tree.map(lambda leaf, i=i: leaf[i], tree)
+        yield graph.by_name[name].params_name, part

@@ -54,14 +54,14 @@ def contract(
     clash = len({cut(arc.name) for arc in inside}) < len(inside)
     short = (lambda text: text) if clash or reads_all_params else cut
     part = _part(dag.graph, inside, (source, target), merges, short)
-    whole = Arc(name, source, target, Nested(part), port)
+    new_arc = Arc(name, source, target, Nested(part), port)
     new_params, new_state = parts_of(dag, rest)
     trees = ((dag.params, new_params), (dag.state, new_state))
-    for held, new in () if reads_all_params else trees:
-        own = {short(a.params_name): held[a.params_name] for a in inside
-               if a.params_name in held}  # fmt: skip
-        new |= {name: own} if own else {}
-    coarse = DAG(_with_arcs(dag.graph, [*rest, whole], merges), new_params, new_state)
+    for tree, new in () if reads_all_params else trees:
+        names = [a.params_name for a in inside if a.params_name in tree]
+        part_tree = {short(old): tree[old] for old in names}
+        new |= {name: part_tree} if part_tree else {}
+    coarse = DAG(_with_arcs(dag.graph, [*rest, new_arc], merges), new_params, new_state)
     return shaped(coarse) if merges else coarse
 
 
@@ -146,8 +146,8 @@ def _outside(arc: Arc, block: Arc, names: dict[str, str], last: bool) -> Arc:
 
 def _opened(tree: dict[str, PyTree], block: str) -> dict[str, PyTree]:
     """Parameters or state with the entries of a block beside those of other arcs."""
-    rest = {name: own for name, own in tree.items() if name != block}
-    return rest | {f"{block}/{name}": own for name, own in tree.get(block, {}).items()}
+    rest = {name: entry for name, entry in tree.items() if name != block}
+    return rest | {f"{block}/{name}": x for name, x in tree.get(block, {}).items()}
 
 
 def _check_nodes(graph: Graph, block: Arc, names: dict[str, str]) -> None:

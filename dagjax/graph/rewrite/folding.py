@@ -52,12 +52,12 @@ def fold(graph: Graph) -> Folded:
     {('n1', 'n10'): 9, ('n11', 'n19'): 8, ('n20', 'n28'): 8}
     """
     small, counts, copies = whole(graph)
-    found = segments(graph)
-    ends = {i for i, segment in enumerate(found) if segment.end in graph.outputs}
+    parts = segments(graph)
+    ends = {i for i, segment in enumerate(parts) if segment.end in graph.outputs}
     moved: dict[str, str] = {}  # end of a first block -> end of its run
     gone: dict[str, Arc] = {}
-    for at, period, times in runs([segment.key for segment in found], ends):
-        run = found[at : at + period * times]
+    for at, period, times in runs([segment.key for segment in parts], ends):
+        run = parts[at : at + period * times]
         arcs = [arc for segment in run for arc in segment.arcs]
         size = len(arcs) // times
         for i, arc in enumerate(arcs[:size]):
@@ -102,11 +102,11 @@ def segments(graph: Graph) -> list[Segment]:
     for arc in graph.arcs:
         parts[np.searchsorted(levels, graph.levels[arc.target])].append(arc)
     rank = _ranks(graph, {*cuts})
-    found = []
+    between = []
     for (start, end), part in zip(itertools.pairwise(cuts), parts[1:-1], strict=True):
         arcs = tuple(sorted(part, key=rank.__getitem__))
-        found.append(Segment(start, end, arcs, _key(graph, start, end, arcs)))
-    return found
+        between.append(Segment(start, end, arcs, _key(graph, start, end, arcs)))
+    return between
 
 
 def runs(keys: Sequence[Hashable], ends: Collection[int] = ()) -> Iterator[Run]:

@@ -49,13 +49,13 @@ def from_linen(
         raise TypeError(
             f"a Flax Linen module was expected, got {type(module).__name__}"
         )
-    held = dict(variables)
-    params = held.pop("params", {})
+    state = dict(variables)
+    params = state.pop("params", {})
     fn = functools.partial(_apply_linen, Linen(module), train, key is not None)
     vars(fn)["__qualname__"] = type(module).__name__  # what messages call it
     keys = () if key is None else (key,)
     return trace(
-        fn, params, *inputs, *keys, granularity=granularity, state=held, unroll=unroll
+        fn, params, *inputs, *keys, granularity=granularity, state=state, unroll=unroll
     )
 
 
@@ -114,9 +114,9 @@ def _apply_nnx(graphdef: Any, params: Any, state: Any, *x: PyTree) -> tuple[Any,
     nnx.pop(model, nnx.Intermediate)
     new = nnx.split(model, nnx.Param, ...)[2]
     paths = lambda tree: {p for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
-    if made := sorted(map(path_of, paths(new) - paths(state))):
+    if new_paths := sorted(map(path_of, paths(new) - paths(state))):
         raise TraceError(
-            f"the call makes new variables ({', '.join(made)}); make them before the "
-            "model is traced, as init_cache does"
+            f"the call makes new variables ({', '.join(new_paths)}); make them before "
+            "the model is traced, as init_cache does"
         )
     return y, new

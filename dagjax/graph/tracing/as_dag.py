@@ -46,8 +46,8 @@ def as_dag(net: Network) -> DAG:
     if net.example_inputs is None:
         raise GraphError("the network does not know the shapes of its inputs")
     dag = _traced(trace_context(), *_static(net.example_inputs), *_static(net))
-    own = {} if net.state is None else {"user": net.state}
-    return dag.replace(params=net.params, state={**dag.state, **own})
+    user_state = {} if net.state is None else {"user": net.state}
+    return dag.replace(params=net.params, state={**dag.state, **user_state})
 
 
 def graph_of(net: Network | Graph) -> Graph:

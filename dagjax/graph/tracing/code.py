@@ -31,15 +31,15 @@ class LeafIndex(NamedTuple):
         Raises:
             TraceError: If it is not there, or of another kind than in the trace.
         """
-        found = leaves[self.position] if self.position < len(leaves) else None
-        if isinstance(found, np.ndarray):  # float64 is float32 here, unless x64 is on
-            found = jnp.asarray(found)
-        if found is not None:
-            got = f"{found.dtype}{list(found.shape)}"
-            if isinstance(found, jax.ShapeDtypeStruct):
+        leaf = leaves[self.position] if self.position < len(leaves) else None
+        if isinstance(leaf, np.ndarray):  # float64 is float32 here, unless x64 is on
+            leaf = jnp.asarray(leaf)
+        if leaf is not None:
+            got = f"{leaf.dtype}{list(leaf.shape)}"
+            if isinstance(leaf, jax.ShapeDtypeStruct):
                 got = f"only a shape, {got}"
-            elif (found.shape, found.dtype) == (aval.shape, aval.dtype):
-                return found
+            elif (leaf.shape, leaf.dtype) == (aval.shape, aval.dtype):
+                return leaf
         else:
             got = "nothing"
         raise TraceError(

@@ -86,10 +86,10 @@ class _Cutter:
         self._mixed: set[Value] = set()  # in which branches have met already
         for equation, operands in flow.operands.items():
             below = functools.reduce(frozenset.union, map(self._below, operands))
-            made = equation.eqn.outvars
-            self._sources |= dict.fromkeys(made, below)
+            results = equation.eqn.outvars
+            self._sources |= dict.fromkeys(results, below)
             met = len(below) > 1 or any(map(self._is_mixed, operands))
-            self._mixed |= {v for v in made if met or v in choice.inner}
+            self._mixed |= {v for v in results if met or v in choice.inner}
 
     def add(self, value: Value) -> list[Value]:
         """Cut what leads into a node; return the nodes before it."""
@@ -97,18 +97,18 @@ class _Cutter:
             return []
         if value not in self._mixed and value not in self.choice.meets:
             (source,) = self._sources[value]
-            found = [Piece(source, value, value)]
+            pieces = [Piece(source, value, value)]
         elif terms := self._terms(value):
-            found = [
+            pieces = [
                 Piece(self._at(v), value, v, minus, copy=terms[:i].count((v, minus)))
                 for i, (v, minus) in enumerate(terms)
             ]
         else:
             self.merges[value] = join = self._join(value)
             ends = enumerate(join.ports)
-            found = [Piece(self._at(v), value, v, port=i) for i, v in ends]
-        self.pieces += found
-        return [piece.source for piece in found]
+            pieces = [Piece(self._at(v), value, v, port=i) for i, v in ends]
+        self.pieces += pieces
+        return [piece.source for piece in pieces]
 
     def _at(self, value: Value) -> Value:
         """The one node that a value is made of."""
@@ -126,11 +126,11 @@ class _Cutter:
 
     def _terms(self, value: Value) -> list[tuple[Value, bool]]:
         """What a sum adds up, and whether with a minus; nothing if it is no sum."""
-        found, waiting = [], [(value, False)]
+        terms, waiting = [], [(value, False)]
         while waiting:
             term, minus = waiting.pop()
             if term is not value and not self._is_mixed(term):
-                found.append((term, minus))
+                terms.append((term, minus))
                 continue
             signs = self._signs(self.flow.maker[term])
             if not signs or (term is not value and len(self.flow.users[term]) > 1):
@@ -138,7 +138,7 @@ class _Cutter:
             operands = self.flow.maker[term].eqn.invars
             parts = zip(operands, (sign != minus for sign in signs), strict=True)
             waiting += reversed([*parts])
-        return found
+        return terms
 
     def _signs(self, equation: Equation) -> tuple[bool, ...]:
         """Which operands a sum subtracts; nothing if an equation is no sum of data."""

@@ -53,11 +53,11 @@ class Flow:
     @functools.cached_property
     def users(self) -> dict[Value, list[Equation]]:
         """`{value: equations that read it}`, of data alone."""
-        found: dict[Value, list[Equation]] = {v: [] for v in self.inputs}
+        users: dict[Value, list[Equation]] = {v: [] for v in self.inputs}
         for equation, operands in self.operands.items():
             for value in operands:
-                found.setdefault(value, []).append(equation)
-        return found
+                users.setdefault(value, []).append(equation)
+        return users
 
     @functools.cached_property
     def outputs(self) -> tuple[Value, ...]:
@@ -71,11 +71,11 @@ class Flow:
 
     def cone(self, ends: Iterable[Value], stops: Collection[Value]) -> list[Equation]:
         """All equations that `ends` need, back to `stops`, in order."""
-        found: set[Equation] = set()
+        needed: set[Equation] = set()
         waiting = [v for v in ends if v not in stops]
         while waiting:
             equation = self.maker.get(waiting.pop())
-            if equation is not None and equation not in found:
-                found.add(equation)
+            if equation is not None and equation not in needed:
+                needed.add(equation)
                 waiting += [v for v in equation.reads if v not in stops]
-        return sorted(found, key=self.place.__getitem__)
+        return sorted(needed, key=self.place.__getitem__)

@@ -98,8 +98,8 @@ class Names:
         read = [self.paths[v] for e in work for v in e.reads if v in self.paths]
         data = [e for e in work if e in self.flow.operands]
         layers = [self._sources(e) for e in data if not is_elementwise(e, True)]
-        found = [_shared(list(map(_module, paths))) for paths in layers if paths]
-        return list(dict.fromkeys(found or map(_module, read[:1])))
+        modules = [_shared(list(map(_module, paths))) for paths in layers if paths]
+        return list(dict.fromkeys(modules or map(_module, read[:1])))
 
     def _of_modules(self, modules: list[str], work: Sequence[Equation]) -> str:
         """The module that a piece reads; of several what they share."""
@@ -212,11 +212,11 @@ def describe(flow: Flow, work: Sequence[Equation]) -> str:
 
 def _shape(flow: Flow, equation: Equation) -> str:
     """The shape of what a parametrized equation reads beside the data."""
-    held = [v for v in equation.reads if v not in flow.data]
+    operands = [v for v in equation.reads if v not in flow.data]
     if equation.name.startswith("reduce_window"):
         sides = [n for n in equation.eqn.params["window_dimensions"] if n > 1]
     else:
-        sides = held[0].aval.shape if held else ()
+        sides = operands[0].aval.shape if operands else ()
     return " " + "x".join(map(str, sides)) if sides else ""
 
 

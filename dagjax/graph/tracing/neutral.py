@@ -83,22 +83,22 @@ def _keys(join: Join) -> Iterable[Value]:
     The softmax sums over the positions of the keys: that axis of the logits, followed
     back to the product, is an axis of one of its operands.
     """
-    made = {v: e for e in join.equations for v in e.eqn.outvars}
+    maker = {v: e for e in join.equations for v in e.eqn.outvars}
     total = [e for e in join.equations if e.name == "reduce_sum"]
     if not total or not any(e.name == "exp" for e in join.equations):
         return
     (axis, *rest), value = total[-1].eqn.params["axes"], total[-1].eqn.invars[0]
-    while not rest and value in made:
-        equation = made[value]
+    while not rest and value in maker:
+        equation = maker[value]
         if equation.name == "dot_general":
-            yield from _behind(equation, axis, made, join)
+            yield from _behind(equation, axis, maker, join)
             return
         if equation.name == "transpose":
             axis = equation.eqn.params["permutation"][axis]
         alike = [v for v in equation.reads if v.aval.shape == _before(equation)]
         if not alike:
             return
-        value = max(alike, key=lambda v: v in made)
+        value = max(alike, key=lambda v: v in maker)
 
 
 def _before(equation: Equation) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ def _before(equation: Equation) -> tuple[int, ...]:
 
 
 def _behind(
-    product: Equation, axis: int, made: dict[Value, Equation], join: Join
+    product: Equation, axis: int, maker: dict[Value, Equation], join: Join
 ) -> Iterable[Value]:
     """The ports behind the operand of a product that has an axis of the result."""
     (contracted, _), (batch, _) = product.eqn.params["dimension_numbers"]
@@ -121,5 +121,5 @@ def _behind(
     for value in waiting:
         if value in join.ports:
             yield value
-        elif value in made:
-            waiting += made[value].reads
+        elif value in maker:
+            waiting += maker[value].reads

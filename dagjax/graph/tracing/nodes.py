@@ -29,8 +29,8 @@ def primitives(flow: Flow) -> Choice:
     """Every value that an output needs."""
     needed = flow.cone(flow.outputs, flow.inputs)
     data = [e for e in needed if e in flow.operands]
-    made = {v for e in data for v in e.eqn.outvars if not is_key(v.aval)}
-    return Choice({*flow.inputs, *flow.outputs} | (made & {*flow.users}))
+    results = {v for e in data for v in e.eqn.outvars if not is_key(v.aval)}
+    return Choice({*flow.inputs, *flow.outputs} | (results & {*flow.users}))
 
 
 def layers(flow: Flow) -> Choice:
@@ -41,11 +41,11 @@ def layers(flow: Flow) -> Choice:
         inner = {v for root in regions.roots for v in _inside(regions, root)} - forced
         roots = [root for root in regions.roots if root not in inner]
         ends = {root: regions.end(root) for root in roots}
-        found = {v for root in roots for v in regions.stations(root)}
-        found |= {*flow.outputs} - {*ends.values()}
-        if found <= forced:
+        stations = {v for root in roots for v in regions.stations(root)}
+        stations |= {*flow.outputs} - {*ends.values()}
+        if stations <= forced:
             break
-        forced |= found
+        forced |= stations
     meets = {end for root, end in ends.items() if root in regions.meets}
     nodes = {v for v in {*ends.values()} | forced if v is not None}
     inner |= regions.meets - nodes  # moved on to its end
@@ -68,7 +68,7 @@ def grouped(taken: Cut, groups: Mapping[Piece, Hashable]) -> Choice:
         met[piece.source].add(groups[piece])
         met[piece.target].add(groups[piece])
     keep = {*taken.flow.inputs, *taken.flow.outputs}
-    nodes = keep | {v for v, found in met.items() if len(found) > 1}
+    nodes = keep | {v for v, groups_met in met.items() if len(groups_met) > 1}
     meets = {v for v in nodes if len(into[v]) > 1} & taken.choice.meets
     inner = {v for end in meets for v in _part(taken, end)} & taken.choice.inner
     return Choice(nodes, meets, inner)
@@ -150,7 +150,7 @@ class Regions:
 
     def goal(self, root: Value) -> Equation | None:
         """The one equation that a region's values are used by, if it is one."""
-        users = {e for found in self.exits[root].values() for e in found}
+        users = {e for equations in self.exits[root].values() for e in equations}
         bare = all(self.exits[root].values())  # no output among them
         return next(iter(users)) if bare and len(users) == 1 else None
 
@@ -224,14 +224,14 @@ def _scores(regions: Regions, maker: Equation) -> list[Value]:
 
 
 def _up_to_product(regions: Regions, root: Value) -> list[Value]:
-    made = _made(regions, root)
-    if made.name == "dot_general":
+    maker = _made(regions, root)
+    if maker.name == "dot_general":
         return [root]
-    if made.name not in _MASKING:
+    if maker.name not in _MASKING:
         return []
-    for before in _feeding(regions, made):
-        if found := _up_to_product(regions, before):
-            return [root, *found]
+    for before in _feeding(regions, maker):
+        if product := _up_to_product(regions, before):
+            return [root, *product]
     return []
 
 

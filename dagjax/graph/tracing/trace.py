@@ -94,8 +94,8 @@ def trace(
 def dag_of(function: TracedFunction, params: Params, state: State) -> DAG:
     """The DAG of a traced function, which gives it the arrays that it closed over."""
     parts = {"user": state, "consts": function.base.release()}
-    held = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    return DAG(_graph(function), params, held)
+    dag_state = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    return DAG(_graph(function), params, dag_state)
 
 
 def _graph(function: TracedFunction) -> Graph:
@@ -154,8 +154,10 @@ def _check_arrays(what: str, tree: PyTree) -> None:
 def _warn_of_unread(plan: Plan) -> None:
     needed = plan.flow.cone([*plan.flow.outputs, *plan.state_values], ())
     read = {v for equation in needed for v in equation.reads}
-    held = [(v, leaf) for v, leaf in plan.leaf_of.items() if leaf.tree == "params"]
-    unread = [leaf.path for v, leaf in held if v not in read]
+    parameters = [
+        (v, leaf) for v, leaf in plan.leaf_of.items() if leaf.tree == "params"
+    ]
+    unread = [leaf.path for v, leaf in parameters if v not in read]
     if unread:
         warnings.warn(
             f"{name_of(plan.function.fn)} does not use the parameters "

@@ -62,8 +62,8 @@ class Traced(Function):
     def own(self, params: Params, name: str) -> PyTree:
         """`{path: leaf}` of the parameters that it reads."""
         leaves = self.function.leaves(params, {})["params"]
-        own = [leaf for leaf in self._code.leaves if leaf.tree == "params"]
-        return {leaf.path: leaves[leaf.position] for leaf in own}
+        indices = [leaf for leaf in self._code.leaves if leaf.tree == "params"]
+        return {leaf.path: leaves[leaf.position] for leaf in indices}
 
     def init(self, key: jax.Array, x: PyTree) -> tuple[Params, State]:
         """A traced function has the parameters that it was traced with."""
@@ -95,12 +95,12 @@ class Traced(Function):
             context = CallContext(None, self.function.leaves(params, state))
         plan = _plan(self.function, context, source, x.shape, what)
         code, piece = plan.arc(self.name)
-        made = (piece.source, piece.end)  # other arcs may deliver it elsewhere
-        (y,) = context.once(made, [x], lambda: code(context, x))
+        between = (piece.source, piece.end)  # other arcs may deliver it elsewhere
+        (y,) = context.once(between, [x], lambda: code(context, x))
         y = -y if piece.negated else y
         shape = piece.target.aval.shape
-        whole = piece.port is not None or y.shape == shape
-        return y if whole else jnp.broadcast_to(y, shape), state
+        fits = piece.port is not None or y.shape == shape
+        return y if fits else jnp.broadcast_to(y, shape), state
 
     def __repr__(self) -> str:
         return self.text

@@ -48,8 +48,8 @@ class TracedFunction:
     @property
     def args(self) -> tuple[PyTree, ...]:
         """The arguments of the function."""
-        held = () if self.state is None else (self.state,)
-        return (self.params, *held, *self.inputs)
+        state = () if self.state is None else (self.state,)
+        return (self.params, *state, *self.inputs)
 
     @functools.cached_property
     def base(self) -> Plan:
@@ -166,8 +166,8 @@ class TracedFunction:
         if len(old) != len(new) or not self.batch:  # an axis of size 1 may be dropped
             return [*new[:1]] if self.batch is not None else []
         pairs = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
-        found = {b * self.batch / a if a else -1 for a, b in pairs}
-        return [int(n) for n in found if len(found) == 1 and n >= 0 and n == int(n)]
+        sizes = {b * self.batch / a if a else -1 for a, b in pairs}
+        return [int(n) for n in sizes if len(sizes) == 1 and n >= 0 and n == int(n)]
 
     def _resized(self, batch: int, keys: set[int]) -> TracedFunction:
         """The function at another batch size."""
@@ -186,6 +186,6 @@ def _aligned(traced: Any, form: Any, tree: Any) -> list[PyTree]:
     leaves, here = jax.tree.flatten(tree)
     if traced is None or form == here:
         return leaves
-    found = dict(jax.tree_util.tree_leaves_with_path(tree))
+    leaf_at = dict(jax.tree_util.tree_leaves_with_path(tree))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced)]
-    return [found.get(path) for path in paths]
+    return [leaf_at.get(path) for path in paths]

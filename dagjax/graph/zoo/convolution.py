@@ -140,9 +140,13 @@ def _plain(
     groups = (feature_group_count, batch_group_count)
     if lhs.ndim != 4 or groups != (1, 1) or any(d != 1 for d in dilations):
         return False
-    found = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    wanted = lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
-    return found == wanted and lhs.dtype == rhs.dtype and lhs.shape[3] == rhs.shape[2]
+    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    fast_layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+    return (
+        layout == fast_layout
+        and lhs.dtype == rhs.dtype
+        and lhs.shape[3] == rhs.shape[2]
+    )
 
 
 def _large(rhs: jax.Array, strides: Sequence[int]) -> bool:
