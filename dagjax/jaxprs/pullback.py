@@ -7,6 +7,7 @@ and mix indices that the call keeps apart. Whoever asks what a call reads asks b
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,15 @@ import jax.numpy as jnp
 
 from dagjax.jaxprs.interpret import bind_whole
 from dagjax.jaxprs.primitives import primitives_with
-from dagjax.jaxprs.program import CALLS, PLAIN, Equation, Program, program_of
-from dagjax.jaxprs.versions import Atom, shape_of
+from dagjax.jaxprs.program import (
+    CALLS,
+    PLAIN,
+    Equation,
+    Program,
+    is_literal,
+    program_of,
+)
+from dagjax.jaxprs.versions import Atom, Var, shape_of
 
 _CUSTOM = primitives_with(call="custom")
 # Rules that are the derivative, up to the tolerance of a solver that mixes all indices.
@@ -28,7 +36,7 @@ class Pullback(NamedTuple):
     Args:
         program: Of the operands and the cotangents of the results that have one; it
             gives the cotangents of the operands that have one. Calls are entered.
-        operands: Which operands have a cotangent.
+        operands: Which operands have a cotangent that is asked for.
         results: Which results have one.
     """
 
@@ -50,17 +58,21 @@ class Pullbacks:
     def __init__(self) -> None:
         self._traced: dict[Any, Any] = {}
 
-    def of(self, equation: Equation) -> Pullback | None:
+    def of(self, equation: Equation, constant: Collection[Var]) -> Pullback | None:
         """The rule of a call, None if it cannot be traced.
 
         Args:
             equation: A call with a derivative rule of its own.
+            constant: Values without a cotangent, as they depend on no argument.
         """
         eqn = equation.eqn
-        operands, results = _moving(eqn.invars), _moving(eqn.outvars)
+        depends = lambda i: not is_literal(a := eqn.invars[i]) and a not in constant
+        operands = tuple(filter(depends, _moving(eqn.invars)))
+        results = _moving(eqn.outvars)
         shapes = [shape_of(v.aval) for v in eqn.invars]
         shapes += [shape_of(eqn.outvars[i].aval) for i in results]
-        key = (*shapes, *map(id, eqn.params.values()))  # the equation keeps them alive
+        rule = map(id, eqn.params.values())  # the equation keeps them alive
+        key = (operands, *shapes, *rule)
         if key not in self._traced:
             self._traced[key] = _traced(eqn, operands, shapes)
         if (closed := self._traced[key]) is None:

@@ -261,6 +261,10 @@ RULES = {
         lambda p, x: (x + switched_off(x @ p["w"] @ p["o"])) ** 2,
         {"w": (3, 4), "o": (4, 3)}, (3,), {},
     ),
+    "swish of softplus": Kind(
+        lambda p, x: ((h := x @ p["w"]) * jax.nn.softplus(h)) @ p["o"],
+        TWO, (3,), {"w": COLUMN},
+    ),
     "rectifier": Kind(
         lambda p, x: jax.nn.relu(x @ p["w"]) @ p["o"], TWO, (3,), {"w": COLUMN}
     ),
@@ -284,8 +288,10 @@ def test_gradients_are_those_of_the_rule(name):
     assert gradient_error(RULES[name]) <= 1e-5
 
 
-def test_a_rule_that_is_the_derivative_lets_units_go():
-    assert cut(RULES["rectifier"]).net.params["w"].shape == (3, 3)
+@pytest.mark.parametrize("name", ["rectifier", "swish of softplus"])
+def test_a_rule_that_is_the_derivative_lets_units_go(name):
+    """The rule of softplus sums over channels, for the number 0 that it is against."""
+    assert cut(RULES[name]).net.params["w"].shape == (3, 3)
 
 
 @pytest.mark.parametrize("name", [*[*RULES][:3], "all off in the value alone"])

@@ -71,6 +71,7 @@ class Channels(Abstract[Axes]):
         self.body, self.free, self.labels = body, free, Labels()
         self.coupled, self.untied = coupled, {}
         self._of_parameters = {*body.invars[:free]}
+        self._constant = {*body.consts}
         self.at = self.of
         self.wires: dict[Equation, Wiring] = {}
         self.pullbacks: dict[Equation, Pullback | None] = {}
@@ -181,6 +182,8 @@ class Channels(Abstract[Axes]):
         reads = equation.reads
         if reads and self._of_parameters.issuperset(reads):
             self._of_parameters.update(equation.eqn.outvars)
+        if self._constant.issuperset(reads):
+            self._constant.update(equation.eqn.outvars)
         self._values.note(equation)
         results = super().visit(equation, env)
         fits = lambda axes, var: len(axes) == len(var.aval.shape)
@@ -213,7 +216,7 @@ class Channels(Abstract[Axes]):
         results = super().call(equation, values)
         if not has_rule(equation):
             return results
-        rule = self.pullbacks[equation] = self._rules.of(equation)
+        rule = self.pullbacks[equation] = self._rules.of(equation, self._constant)
         if rule is None:
             for axes in (*values, *results):
                 self._pin(axes, Reason("its derivative cannot be traced", equation))
