@@ -55,12 +55,11 @@ class Controls:
         for i, density in enumerate(experiment.densities, 1):
             if name == "narrow":
                 setup = narrowed(experiment.setup, weights[i - 1], experiment.data)
-                weights[i - 1] = _parameters(setup.model, experiment.data)
+                shapes = setup.model.shapes(experiment.data.x_train[:1])[0]
+                weights[i - 1] = count_params(shapes["params"])
                 train = functools.partial(self._dense, setup)
             else:
-                at = lambda m, i=i: jnp.asarray(m[i])
-                mask = jax.tree.map(at, self.tickets.masks)
-                train = functools.partial(getattr(self, f"_{name}"), mask, i)
+                train = functools.partial(self._ablated, name, i)
             infos.append(experiment.finished(name, i, density, INFO, train))
         return Rounds(stack(infos), weights)
 
@@ -81,18 +80,15 @@ class Controls:
         fold = jax.vmap(lambda key: jax.random.fold_in(key, _FRESH))
         return self.experiment.start_of(keys._replace(init=fold(keys.init)))[0]
 
-    def _random(self, mask: Mask, i: int) -> TrainInfo:
-        shuffled = self._shuffle(self.experiment.keys.prune, mask, jnp.uint32(i))
-        return self.experiment.train(self.experiment.start, shuffled)
-
-    def _fresh(self, mask: Mask, i: int) -> TrainInfo:
-        del i
-        return self.experiment.train(self._fresh_start, mask)
-
-    def _transfer(self, mask: Mask, i: int) -> TrainInfo:
-        del i
-        rolled = jax.tree.map(lambda m: jnp.roll(m, 1, 0), mask)
-        return self.experiment.train(self.experiment.start, rolled)
+    def _ablated(self, name: str, i: int) -> TrainInfo:
+        experiment = self.experiment
+        mask = jax.tree.map(lambda m: jnp.asarray(m[i]), self.tickets.masks)
+        if name == "random":
+            mask = self._shuffle(experiment.keys.prune, mask, jnp.uint32(i))
+        elif name == "transfer":
+            mask = jax.tree.map(lambda m: jnp.roll(m, 1, 0), mask)
+        start = self._fresh_start if name == "fresh" else experiment.start
+        return experiment.train(start, mask)
 
     def _dense(self, setup: Setup) -> TrainInfo:
         keys, data = self.experiment.keys, self.experiment.data
@@ -110,7 +106,3 @@ def narrowed(setup: Setup, weights: int, data: Data) -> Setup:
     """
     graph = narrow_to(setup.model.graph, weights, data.x_train[:1])
     return setup._replace(model=Model(graph, setup.model.gated))
-
-
-def _parameters(model: Model, data: Data) -> int:
-    return count_params(model.shapes(data.x_train[:1])[0]["params"])

@@ -59,41 +59,23 @@ class Race(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """All figures on one density; `found` is the answer.
+    """All figures on one density; `found` is the answer."""
 
-    Attributes:
-      wins: seeds won by the ticket.
-      control: seeds won by the random mask, by the same rule and targets.
-      mcnemar: p value that the ticket wins more often than the random mask.
-      difference: final smoothed loss, ticket minus dense.
-      on_par: the test of non-inferiority of the final loss.
-      time: restricted mean time of the ticket to the target.
-      dense_time: the same for the dense network.
-      targets: the target of each seed.
-      times: the ticket's time of each seed, nan where censored.
-      dense_times: the dense network's time of each seed.
-      sign: p value of the sign test on the wins.
-      pvalue: the larger of `sign` and `on_par.pvalue`.
-      adjusted: the p value after Holm over the densities; `pvalue` for one alone.
-      alpha: the level.
-      found: whether `adjusted <= alpha`.
-    """
-
-    wins: Rate
-    control: Rate
-    mcnemar: float
-    difference: Interval
-    on_par: stats.Test
-    time: Interval
-    dense_time: Interval
-    targets: tuple[float, ...]
-    times: tuple[float, ...]
-    dense_times: tuple[float, ...]
-    sign: float
-    pvalue: float
-    adjusted: float
-    alpha: float
-    found: bool
+    wins: Rate  # seeds won by the ticket
+    control: Rate  # seeds won by the random mask, by the same rule and targets
+    mcnemar: float  # p value that the ticket wins more often than the random mask
+    difference: Interval  # final smoothed loss, ticket minus dense
+    on_par: stats.Test  # non-inferiority of the final loss
+    time: Interval  # restricted mean time of the ticket to the target
+    dense_time: Interval  # the same for the dense network
+    targets: tuple[float, ...]  # of each seed
+    times: tuple[float, ...]  # of the ticket for each seed, nan where censored
+    dense_times: tuple[float, ...]  # of the dense network
+    sign: float  # p value of the sign test on the wins
+    pvalue: float  # the larger of `sign` and `on_par.pvalue`
+    adjusted: float  # after Holm over the densities; `pvalue` for one alone
+    alpha: float  # the level
+    found: bool  # `adjusted <= alpha`
 
 
 def race(dense: Floats, sub: Floats, steps: ArrayLike) -> Race:

@@ -73,24 +73,16 @@ def draw(
 
 
 def arc_shares(graph: Graph, mask: Mask) -> dict[str, float]:
-    """The share that a mask keeps of each arc, for `draw`.
+    """The share that a mask of one seed keeps of each arc, for `draw`.
 
     An arc off every path from an input to an output along arcs of which something is
-    kept counts as 0, however much of its own is kept.
+    kept counts as 0, however much of its own is kept; one in which nothing can be
+    pruned as 1.
 
-    Args:
-        graph: The graph.
-        mask: Of one seed, `{"params": {arc: tree} or None, "gates": {arc: bool} or
-            None}`; an arc in which nothing can be pruned counts as 1.
-
-    Raises:
-        GraphError: A gate of an arc that is not in the graph.
-
-    Example:
-        >>> import dagjax as dj, jax.numpy as jnp
-        >>> graph = dj.zoo.mlp((8, 3), input_shape=(4,))
-        >>> arc_shares(graph, {"params": {"fc1": jnp.arange(4) < 1}, "gates": None})
-        {'fc1': 0.25, 'fc2': 1.0}
+    >>> import dagjax as dj, jax.numpy as jnp
+    >>> graph = dj.zoo.mlp((8, 3), input_shape=(4,))
+    >>> arc_shares(graph, {"params": {"fc1": jnp.arange(4) < 1}, "gates": None})
+    {'fc1': 0.25, 'fc2': 1.0}
     """
     params, gates = mask.get("params") or {}, mask.get("gates") or {}
     graph.select(gates)

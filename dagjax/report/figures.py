@@ -25,13 +25,6 @@ def accuracy(record: Record) -> Figure:
 
     Lines are means, bars and band 95 percent intervals over seeds. Density falls from
     left to right on a log axis, with ticks at the densities that were run.
-
-    Args:
-        record: What an experiment found.
-
-    Example:
-        >>> figure = accuracy(record)  # doctest: +SKIP
-        >>> figure.savefig("accuracy.png", dpi=150)  # doctest: +SKIP
     """
     count = len(record.densities)
     with canvas(min(max(3.2 + 0.7 * count, 5.6), 12), 4.0, "constrained") as figure:
@@ -57,12 +50,6 @@ def curves(record: Record) -> Figure:
     Lines are means over seeds of the smoothed loss, bands go from the smallest to the
     largest. The dotted line is the dense network's final loss; the dot marks where the
     mean of the tickets first reaches it. Runs that diverged are left out and counted.
-
-    Args:
-        record: What an experiment found.
-
-    Example:
-        >>> figure = curves(record)  # doctest: +SKIP
     """
     count = len(record.densities)
     columns = min(count, _COLUMNS)

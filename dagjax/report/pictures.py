@@ -42,16 +42,9 @@ class Leaf(NamedTuple):
 def mask_pictures(record: Record, seed: int = 0) -> Figure:
     """The tickets' masks of one seed: a row for each leaf, a column for each density.
 
-    Matrices lie on the longer side, convolution kernels `[h, w, in, out]` stand as
-    `[h w in, out]`, vectors are strips, gates a column with the names of their arcs.
-    Over each picture stands the share that it keeps.
-
-    Args:
-        record: What an experiment found.
-        seed: Index of the seed.
-
-    Example:
-        >>> figure = mask_pictures(record)  # doctest: +SKIP
+    Matrices lie on the longer side, convolution kernels `[h, w, in, out]` stand as `[h
+    w in, out]`, vectors are strips, gates a column with the names of their arcs. Over
+    each picture stands the share that it keeps.
     """
     leaves = _leaves(record.masks, seed)
     shown, rounds = _choice(leaves), _even(len(record.densities), _COLUMNS)

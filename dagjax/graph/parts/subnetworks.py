@@ -154,14 +154,15 @@ def _chunks(
     dag: DAG, names: tuple[str, ...], vectors: np.ndarray, sizes: dict[str, int]
 ) -> list[SharedRows]:
     """Plans of runs of gate vectors, as long as memory allows."""
-    largest = lambda plans: max(_bytes(plan, sizes) for plan in plans)
     step = len(vectors)
-    while step > 1 and largest([make_plan(dag.graph, names, vectors[:step])]) > _BYTES:
-        step = -(-step // 2)
     while True:
-        starts = range(0, len(vectors), step)
-        plans = [make_plan(dag.graph, names, vectors[i : i + step]) for i in starts]
-        if step == 1 or largest(plans) <= _BYTES:
+        plans = []
+        for start in range(0, len(vectors), step):
+            part = vectors[start : start + step]
+            plans.append(make_plan(dag.graph, names, part))
+            if step > 1 and _bytes(plans[-1], sizes) > _BYTES:
+                break
+        else:  # all of them fit
             return plans
         step = -(-step // 2)
 

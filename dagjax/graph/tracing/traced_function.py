@@ -26,23 +26,15 @@ class TracedFunction:
     """A function with its plans, one for each batch size that was met.
 
     Two are equal if the same function (its code and what it closes over) was traced at
-    the same shapes to the same equations.
-
-    Args:
-        fn: `fn(params, *inputs)`, or with `state` in second place.
-        params: Shapes.
-        state: Shapes, or None.
-        inputs: Shapes; a tuple.
-        granularity: Which values become nodes.
-        unroll: Whether loops of known length are written out.
+    the same shapes to the same equations. Of params, state and inputs it has shapes.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any]  # of params and inputs, with state between unless it is None
     params: Params
     state: State
     inputs: tuple[PyTree, ...]
-    granularity: Granularity
-    unroll: bool
+    granularity: Granularity  # which values become nodes
+    unroll: bool  # whether loops of known length are written out
     _mesh: Any = dataclasses.field(default_factory=current_mesh, init=False)
 
     @property
