@@ -123,9 +123,9 @@ def make_trainer(
     def step(key: Key, mask: Mask, carry: Carry, x: Array, y: Array) -> Carry:
         at, live = carry.at, mask["params"]
         noise = jax.random.fold_in(key, 2 * stream + 1)
-        own = jax.random.fold_in(noise, carry.step)
+        step_key = jax.random.fold_in(noise, carry.step)
         grad = jax.grad(objective, has_aux=True)
-        grads, state = grad(at.theta["params"], at, own, x, y)
+        grads, state = grad(at.theta["params"], at, step_key, x, y)
         grads = masks.apply(live, grads)
         updates, opt_state = tx.update(grads, carry.opt_state, at.theta["params"])
         params = optax.apply_updates(at.theta["params"], masks.apply(live, updates))
@@ -134,8 +134,8 @@ def make_trainer(
 
     def order(key: Key, data: Data) -> jax.Array:
         n = data.x_train.shape[0]
-        own = jax.random.fold_in(key, 2 * stream)
-        flat = shuffled_epochs(own, n, config.steps * config.batch)
+        order_key = jax.random.fold_in(key, 2 * stream)
+        flat = shuffled_epochs(order_key, n, config.steps * config.batch)
         return flat.reshape(-1, config.eval_every, config.batch)
 
     def begin(start: Trained, mask: Mask, lr: Scalar | None) -> Carry:

@@ -12,6 +12,7 @@ contain it: its mean marginal contribution over all orders in which arcs can be 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -150,21 +151,19 @@ def shapley(
     names = names_of(dag.graph, arcs)
     if not names or (samples is not None and samples < 1):
         raise ValueError(f"{len(names)} arcs, {samples} samples: at least one of each")
+    evaluate = functools.partial(
+        all_subnetworks, dag, *xs, arcs=names, readout=readout, progress=progress
+    )
     if samples is None and len(names) <= LIMIT:
-        subnetworks = all_subnetworks(
-            dag, *xs, arcs=names, readout=readout, progress=progress
-        )
-        return _exact(names, _cube(subnetworks.outputs, len(names)))
+        return _exact(names, _cube(evaluate().outputs, len(names)))
     if key is None:
         raise ValueError(
             f"Shapley values are sampled if samples are given or arcs are more than "
             f"{LIMIT} (here {len(names)}); give key=jax.random.key(...)"
         )
     orders = _orders(key, 100 if samples is None else samples, len(names))
-    subnetworks = all_subnetworks(
-        dag, *xs, arcs=names, gates=_chains(orders), readout=readout, progress=progress
-    )
-    return _sampled(names, orders, _wide(subnetworks.outputs))
+    outputs = evaluate(gates=_chains(orders)).outputs
+    return _sampled(names, orders, _wide(outputs))
 
 
 def _cube(outputs: Array, n: int) -> np.ndarray:

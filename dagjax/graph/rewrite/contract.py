@@ -44,7 +44,8 @@ def contract(
         return dag
     inside = dag.graph.select(arcs)
     source, target = _ends(dag.graph, inside)
-    _check_ties(dag.graph, inside)
+    for arc in _tied_outside(dag.graph, inside):
+        raise GraphError(f"{arc!r} shares parameters with the part; contract both")
     rest = [arc for arc in dag.graph.arcs if arc not in inside]
     port, merges = _merge_at(dag.graph, inside, target)
     name = name or _common(inside, rest)
@@ -219,11 +220,6 @@ def _check_names(names: Iterable[str], rest: list[Arc]) -> None:
     for name in names:
         if name in taken:
             raise GraphError(f"the name {name!r} is taken; choose another one")
-
-
-def _check_ties(graph: Graph, inside: tuple[Arc, ...]) -> None:
-    for arc in _tied_outside(graph, inside):
-        raise GraphError(f"{arc!r} shares parameters with the part; contract both")
 
 
 def _tied_outside(graph: Graph, inside: Sequence[Arc]) -> list[Arc]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -54,11 +54,9 @@ def resnet(
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"resnet depth {depth}: expected 8, 14, 20, ... (6 n + 2)")
     parts = [block(*conv_bn(width, 3, conv=conv), name="stem")]
-    per_stage = (depth - 2) // 6
-    for i in range(3 * per_stage):
-        stage, first = i // per_stage, i % per_stage == 0
-        stride = 2 if stage and first else 1
-        parts.append(_basic(width * 2**stage, stride, conv, name=f"block{i + 1}"))
+    for stage, stride, _ in _blocks(3 * [(depth - 2) // 6]):
+        name = f"block{len(parts)}"
+        parts.append(_basic(width * 2**stage, stride, conv, name=name))
     parts.append(block(nn.relu, global_mean, nn.Dense(classes), name="head"))
     return reading_images(series(*parts), input_shape)
 
@@ -111,11 +109,9 @@ def bottleneck_resnet(
     if not small:
         stem = (*conv_bn(width, 7, 2, conv=conv), max_pool(3, 2))
     parts = [block(*stem, name="stem")]
-    for stage, blocks in enumerate(stages):
-        for i in range(blocks):
-            stride = 2 if stage and i == 0 else 1
-            wide, name = width * 2**stage, f"block{len(parts)}"
-            parts.append(_bottleneck(wide, stride, i == 0, conv, name=name))
+    for stage, stride, first in _blocks(stages):
+        wide, name = width * 2**stage, f"block{len(parts)}"
+        parts.append(_bottleneck(wide, stride, first, conv, name=name))
     parts.append(block(nn.relu, global_mean, nn.Dense(classes), name="head"))
     return reading_images(series(*parts), input_shape)
 
@@ -152,14 +148,18 @@ def wide_resnet(
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"wide_resnet depth {depth}: expected 10, 16, ... (6 n + 4)")
     parts = [block(conv2d(width, 3, conv=conv), name="stem")]
-    per_stage = (depth - 4) // 6
-    for i in range(3 * per_stage):
-        stage, first = i // per_stage, i % per_stage == 0
-        stride = 2 if stage and first else 1
-        wide, name = widen * width * 2**stage, f"block{i + 1}"
+    for stage, stride, first in _blocks(3 * [(depth - 4) // 6]):
+        wide, name = widen * width * 2**stage, f"block{len(parts)}"
         parts.append(_preactivated(wide, stride, first, conv, name=name))
     last = [nn.BatchNorm(), nn.relu, global_mean, nn.Dense(classes)]
     return reading_images(series(*parts, block(*last, name="head")), input_shape)
+
+
+def _blocks(stages: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """Of every block its stage, its stride, and whether it is the first there."""
+    for stage, count in enumerate(stages):
+        for i in range(count):
+            yield stage, 2 if stage and i == 0 else 1, i == 0
 
 
 def _basic(features: int, stride: int, conv: Conv | None, name: str) -> Graph:
