@@ -87,13 +87,24 @@ def check_array(value: Array, where: str, *, labels: bool = False) -> None:
 
 
 def check_length(x: Array, y: Array, where: str, other: str) -> None:
-    """Require one label for each input; `where` and `other` name `y` and `x`."""
+    """Require one label for each input; `where` and `other` name `y` and `x`.
+
+    >>> check_length(np.zeros(3), np.zeros(2), "y", "x")
+    Traceback (most recent call last):
+    dagjax.experiments.examples.DataError: y: got length 2, expected 3, as many as x
+    """
     if len(x) != len(y):
         fail(where, f"length {len(y)}", f"{len(x)}, as many as {other}")
 
 
 def check_kind(train: Array, test: Array, where: str) -> None:
-    """Require that test examples have the shape and the dtype of training examples."""
+    """Require that test examples have the shape and the dtype of training examples.
+
+    >>> check_kind(np.zeros((3, 4)), np.zeros((2, 5)), "x_test")
+    Traceback (most recent call last):
+    dagjax.experiments.examples.DataError: x_test: got float64 examples of shape \
+    (5,), expected float64 of shape (4,) as in train
+    """
     want, got = (train.dtype, train.shape[1:]), (test.dtype, test.shape[1:])
     if got != want:
         expected = f"{want[0]} of shape {want[1]} as in train"

@@ -80,7 +80,13 @@ def read_idx(file: str | os.PathLike[str]) -> np.ndarray:
 
 
 def file_size(file: str | os.PathLike[str]) -> int:
-    """Bytes of a regular file; a `DataError` where there is none."""
+    """Bytes of a regular file; a `DataError` where there is none.
+
+    >>> file_size("/dev/null")
+    Traceback (most recent call last):
+    dagjax.experiments.examples.DataError: /dev/null: got no such file, expected a \
+    regular file
+    """
     if not os.path.isfile(file):
         fail(os.fspath(file), "no such file", "a regular file")
     return os.path.getsize(file)
