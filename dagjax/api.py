@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import operator
 import os
 import platform
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dagjax.experiments.controls import CONTROLS, Controls, narrowed
 from dagjax.experiments.cutout import CutOut, cut_out
@@ -27,12 +30,19 @@ from dagjax.experiments.result import Record, Settings, table
 from dagjax.experiments.run_folder import TICKETS
 from dagjax.experiments.seeds import make_keys
 from dagjax.experiments.store import Store, check_same
-from dagjax.experiments.tasks import Objective, check_fit, default_margin, task_of
+from dagjax.experiments.tasks import (
+    Objective,
+    check_fit,
+    default_margin,
+    output_shape,
+    task_of,
+)
 from dagjax.experiments.train import TrainConfig, Trained
 from dagjax.graph.core.network import Network
 from dagjax.graph.core.topology import Graph
+from dagjax.jaxprs.fingerprint import pattern_of
 from dagjax.report import drawing, figures
-from dagjax.types import Mask
+from dagjax.types import Mask, Params
 
 DENSITIES = (0.67, 0.45, 0.3, 0.2)
 
@@ -127,8 +137,9 @@ def lottery(
     steps: int = 1000,
     batch: int = 60,
     eval_every: int | None = None,
+    eval_size: int = 2000,
     optimizer: str = "adam",
-    learning_rate: float = 1.2e-3,
+    learning_rate: float | optax.Schedule = 1.2e-3,
     schedule: str = "constant",
     margin: float | None = None,
     first_seed: int = 0,
@@ -151,7 +162,8 @@ def lottery(
         data: `(x_train, y_train, x_test, y_test)`, first axis examples. Integer targets
             are classes `[N]` or tokens `[N, T]`, float targets are regressed.
         loss: `(outputs, targets) -> values`, averaged; None: from the targets.
-        metric: Likewise, higher is better; None: accuracy, or the negative error.
+        metric: Likewise, higher is better; None: accuracy, or the negative error. One
+            number (F1, AUC) is taken of all test examples at once.
         seeds: How many seeds.
         densities: Falling kept shares, one round each.
         prune: `weights`, `units` (neurons, channels) or `arcs` (branches and skips).
@@ -161,8 +173,10 @@ def lottery(
         steps: Optimizer steps of one training.
         batch: Examples a step.
         eval_every: Steps between evaluations of the training loss; None: about 50.
+        eval_size: Training examples that losses and scores are taken on, a fixed sample
+            of all.
         optimizer: `adam`, `adamw`, `sgd`, `momentum` or `nesterov`.
-        learning_rate: At the start.
+        learning_rate: At the start, or an optax schedule `step -> rate`.
         schedule: Of the learning rate: `constant`, `linear`, `cosine`, `warmup-cosine`.
         margin: Training loss that "on par" tolerates, fixed in advance; None: 1 percent
             of the loss of the best constant output.
@@ -191,18 +205,27 @@ def lottery(
         (2, 2, 16, 8)
     """
     begun = time.perf_counter()
-    _check_numbers(seeds, rewind, first_seed, margin, compact_seeds)
+    seeds, steps, batch = map(
+        _count, ("seeds", "steps", "batch"), (seeds, steps, batch)
+    )
+    compact_seeds = _count("compact_seeds", compact_seeds)
+    rewind = _count("rewind", rewind, 0)
+    first_seed = _count("first_seed", first_seed, 0)
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"margin {margin}: expected at least 0")
     if keep not in ("last", "all"):
         raise ValueError(f"keep {keep!r}: expected last or all")
     densities = np.atleast_1d(densities).tolist()
     data = check(data if isinstance(data, tuple) else tuple(data))  # pyright: ignore
-    config = TrainConfig(steps, batch, eval_every or _divisor(steps))
-    model, task = as_model(net, gated=prune == "arcs"), task_of(data, loss, metric)
+    config = TrainConfig(steps, batch, eval_every or _divisor(steps), eval_size)
+    model = as_model(net, gated=prune == "arcs")
+    task = task_of(data, loss, metric, output_shape(model, data))
     check_fit(task, model, data)
     pruner = make_pruner(prune, score, model, task)
     check_densities(densities, prune, model, data.x_train[:1])
     tx = make_tx(optimizer, learning_rate, schedule, steps)
-    setup = Setup(config, model, task, tx, pruner, prune, rewind, learning_rate)
+    value = None if callable(learning_rate) else learning_rate
+    setup = Setup(config, model, task, tx, pruner, prune, rewind, value)
     controls = _feasible(controls, setup, data, seeds)
     settings = {
         "net": describe_net(net, model),
@@ -215,10 +238,11 @@ def lottery(
         "rewind": rewind,
         **dataclasses.asdict(config),
         "optimizer": optimizer,
-        "learning_rate": learning_rate,
+        "learning_rate": _name(learning_rate) if value is None else value,
         "schedule": schedule,
         "loss": _name(task.loss),
         "metric": _name(task.metric),
+        "program": program_of_run(setup, data),
         "margin": default_margin(task.loss, data) if margin is None else margin,
     }
     rounds = 1 + len(densities) * (1 + len(controls))
@@ -283,6 +307,34 @@ def describe_net(net: Network, model: Model) -> str:
     text = "; ".join(map(repr, model.graph.arcs))
     name = net if isinstance(net, Graph) else type(net).__name__
     return f"{name!r} #{zlib.crc32(text.encode()):08x}"[-200:]
+
+
+def program_of_run(setup: Setup, data: Data) -> str:
+    """A hash of what is computed: network, loss, metric, optimizer, as they are traced.
+
+    Names do not tell an edited function from the one that a run was started with.
+
+    Args:
+        setup: The experiment.
+        data: The data.
+    """
+    model, task, tx = setup.model, setup.task, setup.tx
+    x, y = jnp.asarray(data.x_train[:2]), jnp.asarray(data.y_train[:2])
+
+    def run(key: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        theta, state = model.init(key, x)
+
+        def loss(params: Params) -> jax.Array:
+            at = {**theta, "params": params}
+            outputs = model.apply(at, state, x, train=True, key=key)[0]
+            return jnp.mean(task.loss(outputs, y))
+
+        grads = jax.grad(loss)(theta["params"])
+        updates = tx.update(grads, tx.init(theta["params"]), theta["params"])
+        outputs = model.apply(theta, state, x)[0]
+        return updates, task.loss(outputs, y), task.metric(outputs, y)
+
+    return pattern_of(jax.make_jaxpr(run)(jax.random.key(0), x, y))
 
 
 def _fingerprint(data: Data) -> str:
@@ -357,19 +409,15 @@ class _Progress:
             self.callback(self.done + self.share, self.total)
 
 
-def _check_numbers(
-    seeds: int, rewind: int, first_seed: int, margin: float | None, compacted: int
-) -> None:
-    for name, value, least in (
-        ("seeds", seeds, 1),
-        ("compact_seeds", compacted, 1),
-        ("rewind", rewind, 0),
-        ("first_seed", first_seed, 0),
-    ):
-        if not isinstance(value, int) or not least <= value < 2**31:
-            raise ValueError(f"{name} {value}: expected at least {least}, an integer")
-    if margin is not None and not margin >= 0:
-        raise ValueError(f"margin {margin}: expected at least 0")
+def _count(name: str, value: int, least: int = 1) -> int:
+    """An integer of Python, numpy or jax as one of Python."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not least <= number < 2**31:
+        raise ValueError(f"{name} {value}: expected at least {least}, an integer")
+    return number
 
 
 def _divisor(steps: int) -> int:
@@ -377,5 +425,5 @@ def _divisor(steps: int) -> int:
     return next(n for n in range(max(1, steps // 50), 0, -1) if steps % n == 0)
 
 
-def _name(fn: Objective) -> str:
+def _name(fn: Any) -> str:
     return getattr(fn, "__name__", type(fn).__name__)

@@ -27,7 +27,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """`(y - t)^2`."""
+    """`(y - t)^2`; outputs `[..., 1]` may have targets `[...]`."""
+    if outputs.shape == (*jnp.shape(targets), 1):
+        outputs = outputs[..., 0]
     return jnp.square(outputs - targets)
 
 
@@ -54,12 +56,16 @@ def default_objectives(targets: Array) -> tuple[Objective, Objective]:
 
 
 def targets_expected(
-    loss: Objective, outputs: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """The shape of targets that fits outputs of a shape; None for other losses.
+    objective: Objective, outputs: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of targets that fit outputs of a shape; none for other objectives.
 
     Args:
-        loss: The loss.
+        objective: A loss or a metric.
         outputs: The shape of the outputs.
     """
-    return {cross_entropy: outputs[:-1], squared_error: outputs}.get(loss)
+    if objective in (cross_entropy, accuracy):
+        return (outputs[:-1],)
+    if objective in (squared_error, negative_error):
+        return (outputs, outputs[:-1]) if outputs[-1:] == (1,) else (outputs,)
+    return ()

@@ -35,6 +35,8 @@ class Lottery:
     """Optimizer steps of one training."""
     batch: int = 60
     """Examples a step."""
+    eval_size: int = 2000
+    """Training examples that losses and scores are taken on."""
     lr: float = 1.2e-3
     """Learning rate."""
     optimizer: str = "adam"

@@ -158,7 +158,7 @@ def _narrow(key: str, value: np.ndarray, source: str) -> np.ndarray:
 
 def _held_out(x: np.ndarray, y: np.ndarray, source: str) -> Data:
     """Examples split 80/20."""
-    check_array(y, f"{source}: y", labels=True)
+    check_array(y, f"{source}: y")
     check_length(x, y, f"{source}: y", "x")
     if len(x) < 2:
         fail(f"{source}: x", "1 example", "2 or more to split")

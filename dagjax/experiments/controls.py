@@ -105,4 +105,5 @@ def narrowed(setup: Setup, weights: int, data: Data) -> Setup:
         GraphError: If the network has no layers that could be narrowed.
     """
     graph = narrow_to(setup.model.graph, weights, data.x_train[:1])
-    return setup._replace(model=Model(graph, setup.model.gated))
+    prune = "weights" if setup.prune == "units" else setup.prune  # nothing is pruned
+    return setup._replace(model=Model(graph, setup.model.gated), prune=prune)

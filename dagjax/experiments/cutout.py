@@ -153,7 +153,7 @@ def _ticket(experiment: Experiment, tickets: Rounds, i: int, number: int) -> _Ti
 
 def _cut_seed(setup: Setup, ticket: _Ticket) -> CutTicket:
     number, key, start, mask, data = ticket
-    kept = parameters_kept(mask, start.theta)
+    kept = parameters_kept(mask, start.theta, setup.model.graph)
     dag = network(setup.model, start, data.x_train[:1])
     try:
         small = compact(dag, mask["params"])

@@ -45,20 +45,20 @@ def check(data: Data, source: str = "data") -> Data:
 
     Raises:
         DataError: a field is no array or has no examples, holds anything but finite
-            floats or integers, a label is negative, or fields disagree in length,
+            floats or integers, or fields disagree in length,
             shape or dtype. The message names the field.
 
     >>> x, y = np.zeros((5, 3)), np.arange(5)
-    >>> check(Data(x, y, x, y - 1))
+    >>> check(Data(x, y, x, y[1:]))
     Traceback (most recent call last):
-    dagjax.experiments.examples.DataError: data: y_test: got -1 at index (0,), \
-expected nonnegative labels
+    dagjax.experiments.examples.DataError: data: y_test: got length 4, expected 5, \
+as many as x_test
     """
     if not isinstance(data, tuple) or len(data) != len(Data._fields):
         fail(source, f"{type(data).__name__}", f"Data{Data._fields}")
     data = Data(*data)
     for field, value in data._asdict().items():
-        check_array(value, f"{source}: {field}", labels=field.startswith("y"))
+        check_array(value, f"{source}: {field}")
     for x, y in (("x_train", "y_train"), ("x_test", "y_test")):
         check_length(getattr(data, x), getattr(data, y), f"{source}: {y}", x)
     for train, test in (("x_train", "x_test"), ("y_train", "y_test")):
@@ -66,7 +66,7 @@ expected nonnegative labels
     return data
 
 
-def check_array(value: Array, where: str, *, labels: bool = False) -> None:
+def check_array(value: Array, where: str) -> None:
     """Require an array of at least one example, of finite floats or of integers.
 
     >>> check_array(np.array([1.0, np.nan]), "x")
@@ -82,8 +82,6 @@ def check_array(value: Array, where: str, *, labels: bool = False) -> None:
         require(np.isfinite(value), value, where, "finite values")
     elif not jnp.issubdtype(value.dtype, jnp.integer):
         fail(where, f"dtype {value.dtype}", "a float or integer dtype")
-    elif labels:
-        require(np.asarray(value) >= 0, value, where, "nonnegative labels")
 
 
 def check_length(x: Array, y: Array, where: str, other: str) -> None:

@@ -7,6 +7,7 @@ after every chunk and saves after every round.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ from dagjax.experiments.seeds import Keys, over_seeds, place
 from dagjax.experiments.store import Store
 from dagjax.experiments.tasks import Task
 from dagjax.experiments.train import TrainConfig, Trained, TrainInfo
+from dagjax.graph.core.topology import Graph
 from dagjax.sparsity import masks
 from dagjax.sparsity.pruners import Pruner
 from dagjax.types import Mask, PyTree, Scalar
@@ -147,8 +149,8 @@ class Experiment:
             point = jax.tree.map(jnp.asarray, point)
             finished.append(one)
         stacked = stack(finished)
-        theta = _first(self.start.theta)
-        weights = [parameters_kept(_first(one.mask), theta) for one in finished]
+        theta, graph = _first(self.start.theta), self.setup.model.graph
+        weights = [parameters_kept(_first(r.mask), theta, graph) for r in finished]
         return Rounds(stacked.info, weights, stacked.mask)
 
     def record(
@@ -199,8 +201,16 @@ class Experiment:
     def _look_up(self, i: int) -> None:
         """The ticket of a round that was finished before."""
         name = f"round-{i}"
-        if i in self.wanted and i not in self.trained and self.tickets.has(name):
+        if i not in self.wanted or i in self.trained:
+            return
+        if self.tickets.has(name):
             self.trained[i] = self.tickets.load(name, self.start)
+        elif self.store.has(f"ticket-{i}"):
+            warnings.warn(
+                f"the trained ticket of round {i} was not kept when it was found, and "
+                "a resumed run does not train it again: run anew with keep='all'",
+                stacklevel=3,
+            )
 
     def start_of(self, keys: Keys) -> tuple[Trained, Point]:
         """The rewind point of some keys, and the full mask."""
@@ -212,12 +222,15 @@ class Experiment:
         return self.pieces.train(self.keys.order, start, mask, self.data, lr)[1]
 
 
-def parameters_kept(mask: Mask, theta: Theta) -> int:
-    """How many weights of the network a mask keeps; a dead arc keeps none."""
+def parameters_kept(mask: Mask, theta: Theta, graph: Graph) -> int:
+    """How many weights of the network a mask keeps; dead arcs keep none.
+
+    What tied arcs share counts once, while one of them is alive.
+    """
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     if mask["gates"] is not None:
-        on = [arc for arc, gate in mask["gates"].items() if gate]
-        return sum(size(theta["params"].get(arc)) for arc in on)
+        on = {arc.params_name for arc in graph.arcs if mask["gates"].get(arc.name, 1)}
+        return sum(size(theta["params"].get(name)) for name in on)
     free = masks.tree_map(lambda m, x: 0, mask["params"], theta["params"], hole=size)
     return int(masks.kept(mask["params"])) + sum(jax.tree.leaves(free))
 

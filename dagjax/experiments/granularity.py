@@ -161,9 +161,9 @@ def check_densities(
     listed = ", ".join(f"{d:g}" for d in densities) or "none"
     if not densities or not all(0 < d <= 1 for d in densities):
         raise ValueError(f"densities {listed}: expected kept shares in (0, 1]")
-    if any(b > a for a, b in itertools.pairwise(densities)):
+    if any(b >= a for a, b in itertools.pairwise(densities)):
         raise ValueError(
-            f"densities {listed}: expected them to fall from round to round"
+            f"densities {listed}: expected them to fall from round to round, none twice"
         )
     theta, _, outputs = model.shapes(x)
     mask = GRANULARITIES[prune].full(theta, outputs.shape[-1])

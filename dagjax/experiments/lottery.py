@@ -25,6 +25,7 @@ from dagjax.experiments.train import (
     Trained,
     Trainer,
     TrainInfo,
+    fixed_sample,
     make_trainer,
     scanned,
 )
@@ -92,8 +93,7 @@ def make_prune(pruner: Pruner, config: TrainConfig) -> Callable[..., tuple[Mask,
         keys: Keys, point: Point, trained: Trained, data: Data, density: Scalar
     ) -> tuple[Mask, Any]:
         key = jax.random.fold_in(keys.prune, point.number)
-        m = min(config.eval_size, data.x_train.shape[0])
-        batch = (trained.state, data.x_train[:m], data.y_train[:m])
+        batch = (trained.state, *fixed_sample(config, data))
         args = (trained.theta, point.mask, batch, density)
         return pruner.update(key, point.memory, *args)
 

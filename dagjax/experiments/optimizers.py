@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from dagjax.types import PyTree, Scalar
@@ -29,7 +30,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
 
 def make_tx(
     optimizer: str = "adam",
-    learning_rate: float = 1.2e-3,
+    learning_rate: float | optax.Schedule = 1.2e-3,
     schedule: str = "constant",
     steps: int = 1000,
 ) -> optax.GradientTransformation:
@@ -37,7 +38,7 @@ def make_tx(
 
     Args:
         optimizer: One of `OPTIMIZERS`.
-        learning_rate: At the start.
+        learning_rate: At the start, or a schedule `step -> rate`.
         schedule: One of `SCHEDULES`, which multiplies the learning rate.
         steps: The length of the schedule.
 
@@ -66,4 +67,6 @@ def with_learning_rate(opt_state: PyTree, learning_rate: Scalar | None) -> PyTre
     """An optimizer state with another learning rate; the state as it is for None."""
     if learning_rate is None:
         return opt_state
-    return optax.tree.set(opt_state, learning_rate=learning_rate)
+    old = optax.tree.get(opt_state, "learning_rate")
+    value = jnp.asarray(learning_rate, jnp.result_type(old))
+    return optax.tree.set(opt_state, learning_rate=value)

@@ -53,13 +53,9 @@ class Record:
     masks: Mask
 
     def verdicts(self) -> dict[float, Verdict]:
-        """The verdict at each density, Holm's correction over them.
-
-        The control is the random mask; without that control the dense run, which a
-        ticket cannot beat more often than itself.
-        """
+        """The verdict at each density, Holm's correction over them."""
         dense = self.loss["dense"][0]
-        control = self.loss.get("random", np.stack([dense] * len(self.densities)))
+        control = self.loss.get("random", [None] * len(self.densities))
         curves = {
             density: Curves(dense, self.loss["ticket"][i], control[i])
             for i, density in enumerate(self.densities)

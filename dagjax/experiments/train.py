@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dagjax.experiments.examples import Data
+from dagjax.experiments.examples import Data, fixed_order
 from dagjax.experiments.model import Model, Theta, Trainable
 from dagjax.experiments.optimizers import with_learning_rate
 from dagjax.experiments.tasks import Objective, Task
@@ -24,7 +24,7 @@ from dagjax.graph.core.initialize import init
 from dagjax.sparsity import masks
 from dagjax.types import Array, Key, Mask, Params, Scalar, State
 
-_SLICE = 2000  # test examples evaluated at a time
+_SLICE = 2000  # examples evaluated at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class TrainConfig:
         steps: Optimizer steps.
         batch: Examples a step.
         eval_every: Steps between two evaluations of the training loss.
-        eval_size: The loss is taken on that many fixed training examples.
+        eval_size: The loss is taken on that many fixed training examples, drawn from
+            all of them.
 
     Raises:
         ValueError: A number that is not positive, or steps not divided by eval_every.
@@ -44,7 +45,7 @@ class TrainConfig:
     steps: int = 1000
     batch: int = 60
     eval_every: int = 20
-    eval_size: int = 1000
+    eval_size: int = 2000
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -154,9 +155,7 @@ def make_trainer(
         return jax.lax.scan(one, carry, order, unroll=order.shape[0] == 1)[0]
 
     def measure(carry: Carry, data: Data) -> jax.Array:
-        m = min(config.eval_size, data.x_train.shape[0])
-        x, y = data.x_train[:m], data.y_train[:m]
-        return evaluate(model, task.loss, carry.at, x, y)
+        return evaluate(model, task.loss, carry.at, *fixed_sample(config, data))
 
     def finish(carry: Carry, data: Data) -> tuple[Trained, jax.Array, jax.Array]:
         test = lambda f: evaluate(model, f, carry.at, data.x_test, data.y_test)
@@ -224,13 +223,34 @@ def scanned(trainer: Trainer) -> Callable[..., tuple[Trained, TrainInfo]]:
 def evaluate(
     model: Trainable, f: Objective, at: Trained, x: Array, y: Array
 ) -> jax.Array:
-    """The mean of `f(outputs, targets)` over examples, in inference mode."""
-    total = jnp.zeros(())
-    for i in range(0, x.shape[0], _SLICE):
-        part = slice(i, i + _SLICE)
-        values = f(model.apply(at.theta, at.state, x[part])[0], y[part])
-        total += jnp.mean(values) * (x[part].shape[0] / x.shape[0])
-    return total
+    """The mean of `f(outputs, targets)` over examples, in inference mode.
+
+    One number for many examples need be no mean (F1, AUC): it is taken of all at once.
+    """
+    n = x.shape[0]
+    parts = [slice(i, i + _SLICE) for i in range(0, n, _SLICE)]
+    outputs = [model.apply(at.theta, at.state, x[part])[0] for part in parts]
+    values = [f(out, y[part]) for out, part in zip(outputs, parts, strict=True)]
+    if jnp.ndim(values[0]) == 0:
+        return jnp.asarray(f(jnp.concatenate(outputs), y), jnp.float32)
+    means = [
+        jnp.mean(v) * (len(y[part]) / n) for v, part in zip(values, parts, strict=True)
+    ]
+    return jnp.sum(jnp.stack(means))
+
+
+def fixed_sample(config: TrainConfig, data: Data) -> tuple[Array, Array]:
+    """The training examples that losses and scores are taken on, the same in all runs.
+
+    Args:
+        config: How many.
+        data: The data.
+    """
+    n = data.x_train.shape[0]
+    if n <= config.eval_size:
+        return data.x_train, data.y_train
+    rows = fixed_order(n)[: config.eval_size]
+    return data.x_train[rows], data.y_train[rows]
 
 
 def shuffled_epochs(key: jax.Array, n: int, count: int) -> jax.Array:

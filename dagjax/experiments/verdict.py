@@ -46,7 +46,7 @@ class Curves(NamedTuple):
 
     dense: ArrayLike
     ticket: ArrayLike
-    random: ArrayLike
+    random: ArrayLike | None = None
 
 
 class Race(NamedTuple):
@@ -62,8 +62,8 @@ class Verdict:
     """All figures on one density; `found` is the answer."""
 
     wins: Rate  # seeds won by the ticket
-    control: Rate  # seeds won by the random mask, by the same rule and targets
-    mcnemar: float  # p value that the ticket wins more often than the random mask
+    control: Rate | None  # seeds won by the random mask, if that control was run
+    mcnemar: float | None  # p value that the ticket wins more often than that mask
     difference: Interval  # final smoothed loss, ticket minus dense
     on_par: stats.Test  # non-inferiority of the final loss
     time: Interval  # restricted mean time of the ticket to the target
@@ -99,7 +99,7 @@ def race(dense: Floats, sub: Floats, steps: ArrayLike) -> Race:
 def verdict(
     dense: ArrayLike,
     ticket: ArrayLike,
-    random: ArrayLike,
+    random: ArrayLike | None,
     steps: ArrayLike,
     *,
     margin: float,
@@ -113,7 +113,7 @@ def verdict(
     Args:
       dense: losses of the dense network, `[seed, eval]`.
       ticket: losses of the ticket with the same seeds, `[seed, eval]`.
-      random: losses of a random mask of the same density, `[seed, eval]`.
+      random: losses of a random mask of the same density, `[seed, eval]`, or None.
       steps: the increasing steps of the evaluations, `[eval]`.
       margin: tolerated difference of the final losses, fixed in advance.
       window: evaluations in the moving average.
@@ -137,8 +137,9 @@ def verdict(
 
     _check_levels(alpha, rounding)
     curves = Curves(dense, ticket, random)
-    base, sub, control = _prepare(curves, steps, window, rounding)
-    ours, theirs = race(base, sub, steps), race(base, control, steps)
+    base, sub, *controls = _prepare(curves, steps, window, rounding)
+    ours = race(base, sub, steps)
+    theirs = [race(base, control, steps).wins for control in controls]
     final, final_dense = sub[:, -1], base[:, -1]
     level, horizon = 1 - alpha, float(np.asarray(steps)[-1])
     on_par = stats.non_inferior(final, final_dense, margin, level=level)
@@ -151,8 +152,8 @@ def verdict(
 
     return Verdict(
         wins=stats.rate_of(ours.wins, level=level),
-        control=stats.rate_of(theirs.wins, level=level),
-        mcnemar=stats.mcnemar(ours.wins, theirs.wins),
+        control=stats.rate_of(theirs[0], level=level) if theirs else None,
+        mcnemar=stats.mcnemar(ours.wins, theirs[0]) if theirs else None,
         difference=stats.paired_bootstrap(final, final_dense, level=level, seed=seed),
         on_par=on_par,
         time=mean_time(ours.times),
@@ -235,7 +236,9 @@ def _exceptions(verdicts: Mapping[float, Verdict]) -> list[str]:
     cases = {
         "none at": [d for d, v in verdicts.items() if not v.found],
         "not shown to beat a random mask at": [
-            d for d, v in verdicts.items() if v.found and v.mcnemar > v.alpha
+            d
+            for d, v in verdicts.items()
+            if v.found and v.mcnemar is not None and v.mcnemar > v.alpha
         ],
     }
     return [f"{words} {_densities(ds)}" for words, ds in cases.items() if ds]
@@ -259,24 +262,24 @@ def _round_up(p: float) -> float:
 
 def _prepare(
     curves: Curves, steps: ArrayLike, window: int, rounding: float
-) -> tuple[Floats, Floats, Floats]:
+) -> list[Floats]:
     """Smoothed curves, each sub-network equal to the dense one where it rounds so."""
-    arrays = Curves(*(np.asarray(c, np.float64) for c in curves))
+    given = {name: c for name, c in curves._asdict().items() if c is not None}
+    arrays = {name: np.asarray(c, np.float64) for name, c in given.items()}
     _check_shapes(arrays, np.shape(steps))
-    dense, *subs = (stats.smooth(c, window) for c in arrays)
+    dense, *subs = (stats.smooth(c, window) for c in arrays.values())
     # Compaction reorders sums, so even a perfect ticket differs in the last bits.
     equal = lambda sub: np.isclose(sub, dense, rtol=rounding, atol=0.0)
-    ticket, random = (np.where(equal(sub), dense, sub) for sub in subs)
-    return dense, ticket, random
+    return [dense, *(np.where(equal(sub), dense, sub) for sub in subs)]
 
 
-def _check_shapes(curves: Curves, steps: tuple[int, ...]) -> None:
-    shapes = {name: np.shape(c) for name, c in curves._asdict().items()}
+def _check_shapes(curves: Mapping[str, Floats], steps: tuple[int, ...]) -> None:
+    shapes = {name: np.shape(c) for name, c in curves.items()}
     shape = shapes["dense"]
     if set(shapes.values()) != {shape} or shape[1:] != steps or 0 in shape:
         raise ValueError(
             f"losses have shapes {shapes} and steps {steps}; give the same nonempty "
-            "[seed, eval] for all three, with runs paired by seed, and steps [eval]"
+            "[seed, eval] for all, with runs paired by seed, and steps [eval]"
         )
 
 

@@ -84,6 +84,8 @@ def _text(value: PyTree) -> Iterator[str]:
         for item in value:
             yield from _text(item)
         yield ";"
+    elif isinstance(value, set | frozenset):
+        yield str(sorted(map(str, value)))
     elif callable(value) and not isinstance(value, type | np.dtype):
         yield getattr(value, "__qualname__", type(value).__qualname__)
     else:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from dagjax.compaction.channels.coupling import CompactionError
+from dagjax.compaction.channels.coupling import Channels, CompactionError
 from dagjax.compaction.channels.mask_checks import named, network
 from dagjax.compaction.channels.traced_network import (
     batch_of,
@@ -130,6 +130,7 @@ def save(
         (8, 3)
     """
     sizes, where = _sizes(batch_sizes), _platforms(platforms)
+    _check_batch(net)
     arrays = _arrays(named(network(net).params))
     kinds = {name: str(x.dtype) for name, x in arrays.items()}
     meta = {"format": _FORMAT, "batch_sizes": sizes, "dtypes": kinds}
@@ -150,6 +151,22 @@ def _arrays(params: dict[str, PyTree]) -> dict[str, np.ndarray]:
                 "them as an input, or make them in the function (jax.random.key)"
             )
     return {name: np.asarray(x) for name, x in params.items()}
+
+
+def _check_batch(net: Network) -> None:
+    """Refuse an input that is as long as the batch and has nothing to do with it."""
+    source = traced_network_of(net)
+    first, *others = source.body.invars[source.free :]
+    wiring = Channels(source.body, len(source.body.invars), outputs=None)
+    along = lambda v: wiring.classes_at(v)[0]
+    for number, v in enumerate(others, 1):
+        alike = v.aval.shape[:1] == first.aval.shape[:1] != ()
+        if alike and not np.array_equal(along(v), along(first)):
+            raise CompactionError(
+                f"input {number} is {v.aval.shape[0]} long like the batch of input 0, "
+                "and nothing in the network ties the two: trace it at a batch size "
+                "that no other axis has"
+            )
 
 
 def _sizes(given: int | Sequence[int]) -> list[int]:

@@ -144,11 +144,11 @@ def _check_fit(
     """Only shapes are computed."""
     shape = lambda out: out.shape if hasattr(out, "shape") else None
     outputs = shape(jax.eval_shape(lambda net, xs: net(*xs), net, inputs))
-    wanted = None if outputs is None else targets_expected(loss, outputs)
-    if wanted is not None and wanted != targets:
+    wanted = () if outputs is None else targets_expected(loss, outputs)
+    if wanted and targets not in wanted:
         raise CompactionError(
             f"outputs {outputs} do not fit targets {targets}: {loss.__name__} expected "
-            f"targets {wanted}"
+            f"targets {' or '.join(map(str, wanted))}"
         )
 
 

@@ -82,7 +82,7 @@ class Index:
             if not _is_hole(leaf) and np.shape(leaf) != shape
         ]
         if not wrong:
-            return _filled(part, self._paths, self.tree, change(leaves))
+            return self._filled(part, change(leaves))
         if all(np.size(x) <= 1 for x in jax.tree.leaves(leaves)):
             return part  # a number for every parameter
         got, expected = wrong[0]
@@ -94,18 +94,31 @@ class Index:
 
     def _leaves(self, tree: PyTree) -> list[Any] | None:
         """What stands in the parameters' places, None if it is no such tree."""
-        try:
-            leaves = self.tree.flatten_up_to(tree)
-        except (ValueError, TypeError, KeyError):
+        parts = _parts(tree, self._numbers)
+        if parts is None:
             leaves = _by_path(tree, self._paths)
+        else:
+            leaves = [x for x, of in parts for _ in jax.tree.leaves(of)]
         if leaves is None:
             return None
         arrays = [_is_hole(leaf) or hasattr(leaf, "shape") for leaf in leaves]
         return leaves if all(arrays) else None
 
+    def _filled(self, part: Any, leaves: list[Any]) -> Any:
+        """A tree like the parameters, or one of other containers, with other leaves."""
+        parts, form = _parts(part, self._numbers), jax.tree.structure(part)
+        if parts is None:
+            by_path = dict(zip(self._paths, leaves, strict=True))
+            return form.unflatten([by_path[p] for p in _paths(part)])
+        return form.unflatten([leaves[of] for x, of in parts if not _is_hole(x)])
+
+    @functools.cached_property
+    def _numbers(self) -> PyTree:
+        return self.tree.unflatten(range(self.tree.num_leaves))
+
     @functools.cached_property
     def _paths(self) -> list[str]:
-        return _paths(self.tree.unflatten(range(self.tree.num_leaves)))
+        return _paths(self._numbers)
 
     def _gathered(self, leaves: list[Any]) -> list[Any]:
         return [
@@ -124,22 +137,26 @@ def _paths(tree: PyTree) -> list[str]:
     return [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def _parts(tree: PyTree, numbers: PyTree) -> list[tuple[Any, Any]] | None:
+    """Leaves and holes of a tree like the parameters, with the numbers of their leaves.
+
+    A hole may stand for a whole subtree: `optax.multi_transform` with one label for it.
+    """
+    leaves, form = jax.tree.flatten(tree, is_leaf=_is_hole)
+    try:
+        places = form.flatten_up_to(numbers)
+    except (ValueError, TypeError, KeyError):
+        return None
+    parts = [*zip(leaves, places, strict=True)]
+    return parts if all(_is_hole(x) or isinstance(of, int) for x, of in parts) else None
+
+
 def _by_path(tree: PyTree, paths: list[str]) -> list[Any] | None:
     """The leaves of a tree of other containers, as `nnx.Optimizer` keeps moments in."""
     if not any(set(path) - set("0123456789/") for path in paths):
         return None  # numbers name nothing: a chain of states would look like a list
     found = dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
     return [found[path] for path in paths] if {*found} == {*paths} else None
-
-
-def _filled(part: Any, paths: list[str], tree: PyTree, leaves: list[Any]) -> Any:
-    """A tree like the parameters, or one of other containers, with other leaves."""
-    try:
-        tree.flatten_up_to(part)
-    except (ValueError, TypeError, KeyError):
-        by_path = dict(zip(paths, leaves, strict=True))
-        return jax.tree.structure(part).unflatten([by_path[p] for p in _paths(part)])
-    return tree.unflatten(leaves)
 
 
 def _check_passes(part: Any) -> None:
