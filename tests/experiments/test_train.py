@@ -96,8 +96,8 @@ def test_equals_numpy():
     def loss(x, y):
         return np.square(forward(x)[1] - y).mean()
 
-    x, y = TEACHER.x_train, TEACHER.y_train
-    losses = [loss(x[:40], y[:40])]
+    x, y, fixed = TEACHER.x_train, TEACHER.y_train, tiny.sample(CONFIG, TEACHER)
+    losses = [loss(x[fixed], y[fixed])]
     for chunk in np.asarray(order):
         for index in chunk:
             h, out = forward(x[index])
@@ -107,7 +107,7 @@ def test_equals_numpy():
             live = [np.asarray(keep[k]) for keep in keeps for k in ("kernel", "bias")]
             for p, g, m in zip((w, b, v, c), grads, live, strict=True):
                 p -= 0.05 * g * m
-        losses.append(loss(x[:40], y[:40]))
+        losses.append(loss(x[fixed], y[fixed]))
     np.testing.assert_allclose(info.loss, losses, rtol=1e-5)
     np.testing.assert_allclose(
         end.theta["params"]["fc1"]["Dense"]["kernel"], w, atol=1e-5
@@ -128,7 +128,7 @@ def test_the_start_is_masked_once():
     trainer = make_trainer(CONFIG, MODEL, TASK, optax.sgd(0.05))
     carry = trainer.begin(start, mask, None)
     assert tiny.equal(carry.at.theta, dj.masks.apply(mask, start.theta))
-    x, y = (z[: CONFIG.eval_size] for z in TEACHER[:2])
+    x, y = (z[tiny.sample(CONFIG, TEACHER)] for z in TEACHER[:2])
     want = np.square(MODEL.apply(carry.at.theta, {}, x)[0] - y).mean()
     np.testing.assert_allclose(trainer.measure(carry, TEACHER), want, rtol=1e-6)
 
@@ -276,7 +276,7 @@ def test_batch_norm_equals_flax():
 
     def evaluate(params, stats):
         return tiny.squares(
-            net.apply({"params": params, **stats}, x[:40]), y[:40]
+            net.apply({"params": params, **stats}, x[fixed]), y[fixed]
         ).mean()
 
     losses = [evaluate(params, stats)]

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import dagjax as dj
+from dagjax.experiments.examples import fixed_order
 from dagjax.experiments.train import make_trainer
 
 TEACHER = dj.data.teacher(n_train=48, n_test=20, d_in=6)
@@ -92,7 +93,8 @@ def loop(config, model, tx, key, start, mask, data, stream=0, loss=squares):
         return optax.apply_updates(params, updates), opt_state
 
     params, mean = start.theta["params"], jax.jit(mean)
-    fixed = data.x_train[: config.eval_size], data.y_train[: config.eval_size]
+    rows = sample(config, data)
+    fixed = data.x_train[rows], data.y_train[rows]
     opt_state, losses = tx.init(params), [mean(params, *fixed)]
     for i, index in enumerate(order, 1):
         x, y = data.x_train[index], data.y_train[index]
@@ -114,3 +116,8 @@ def equal(one: Any, two: Any) -> bool:
     assert len(ones) == len(twos)
     pairs = zip(ones, twos, strict=True)
     return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def sample(config, data):
+    """The training examples that losses and scores are taken on."""
+    return fixed_order(len(data.x_train))[: config.eval_size]
