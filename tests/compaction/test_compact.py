@@ -181,12 +181,20 @@ TRANSFORMS = {
     "partition": lambda: optax.partition(
         {True: optax.adam(1e-3), False: optax.sgd(0.1, momentum=0.9)}, _matrices
     ),
+    "a label for a layer": lambda: optax.multi_transform(
+        {"train": optax.adam(1e-3), "freeze": optax.set_to_zero()}, _every_second
+    ),
     "several steps": lambda: optax.MultiSteps(optax.adam(1e-3), 2),
 }
 
 
 def _matrices(params):
     return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+def _every_second(params):
+    """A label for the whole of what stands under a name."""
+    return {key: ("train", "freeze")[i % 2] for i, key in enumerate(sorted(params))}
 
 
 @pytest.mark.parametrize("name", ["several", "nnx"])

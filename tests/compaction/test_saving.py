@@ -45,3 +45,18 @@ def test_other_batch_sizes_are_refused(sizes, tmp_path):
     with pytest.raises(dj.CompactionError, match="whole numbers from 1 on"):
         dj.save(net_of("float32"), tmp_path / "n.zip", batch_sizes=sizes)
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_input_that_is_as_long_as_the_batch_by_chance_is_refused():
+    fn = lambda p, x, support: jnp.tanh(x @ p["e"]) @ jnp.tanh(support @ p["s"]).T
+    params = {"e": jnp.ones((3, 8)), "s": jnp.ones((3, 8))}
+    alike = dj.trace(fn, params, jnp.ones((4, 3)), jnp.ones((4, 3)))
+    with pytest.raises(dj.CompactionError, match="input 1 is 4 long"):
+        dj.save(alike, "/nowhere/net.zip")
+
+
+def test_inputs_of_one_batch_are_resized_together(tmp_path):
+    fn = lambda p, x, z: jnp.tanh(x @ p["w"]) * z
+    net = dj.trace(fn, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)), jnp.ones((4, 2)))
+    loaded = dj.load(dj.save(net, tmp_path / "net.zip", batch_sizes=[7]))
+    assert loaded(jnp.ones((7, 3)), jnp.ones((7, 2))).shape == (7, 2)

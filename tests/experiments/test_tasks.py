@@ -1,5 +1,6 @@
 """Losses, metrics and samples: what does not fit is refused, the rest is right."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,18 @@ import optax
 import pytest
 
 import dagjax as dj
+from dagjax import api
+from dagjax.experiments.controls import narrowed
+from dagjax.experiments.experiment import Setup, parameters_kept
+from dagjax.experiments.granularity import (
+    GRANULARITIES,
+    check_densities,
+    make_pruner,
+)
+from dagjax.experiments.optimizers import with_learning_rate
 from dagjax.experiments.tasks import check_fit, default_margin, task_of
 from dagjax.experiments.train import evaluate, fixed_sample
+from dagjax.experiments.verdict import sentence, verdict
 from dagjax.objectives import accuracy, negative_error, squared_error
 
 RNG = np.random.default_rng(0)
@@ -122,3 +133,86 @@ def test_the_margin_is_of_each_output_by_itself():
     assert default_margin(squared_error, data_of(y)) == pytest.approx(right, rel=1e-5)
     big = (1000 * X[:, :1]).astype(np.float16)
     assert np.isfinite(default_margin(squared_error, data_of(big)))
+
+
+# --- what an experiment is known by -----------------------------------------------
+
+
+def setup_of(net, loss=squared_error, rate=0.1):
+    model, task = dj.as_model(net), dj.Task(loss, negative_error)
+    pruner = make_pruner("weights", None, model, task)
+    tx = dj.make_tx("sgd", rate)
+    return Setup(dj.TrainConfig(), model, task, tx, pruner, "weights")
+
+
+def scaled(by):
+    return lambda o, t: by * squared_error(o, t)
+
+
+def program(*args):
+    return api.program_of_run(setup_of(*args), data_of(NUMBERS[:, None]))
+
+
+def test_a_program_tells_edited_functions_apart():
+    """All are lambdas of one name."""
+    layers = lambda by: dj.series(nn.Dense(4), lambda x: jnp.tanh(by * x), nn.Dense(1))
+    assert program(layers(1.0)) == program(layers(1.0))
+    assert program(layers(1.0)) != program(layers(5.0))
+    assert program(layers(1.0), scaled(1.0)) != program(layers(1.0), scaled(2.0))
+
+
+def test_a_learning_rate_may_be_a_schedule():
+    tx = dj.make_tx("sgd", optax.linear_schedule(1.0, 0.0, 2))
+    state, sizes = tx.init(jnp.ones(())), []
+    for _ in range(3):
+        update, state = tx.update(jnp.ones(()), state)
+        sizes.append(-float(update))
+    assert sizes == [1.0, 0.5, 0.0]
+
+
+def test_a_learning_rate_has_the_type_of_the_state():
+    with jax.enable_x64(True):
+        state = dj.make_tx("sgd", 0.1).init(jnp.ones(()))
+        changed = with_learning_rate(state, 0.2)
+    same = lambda tree: jax.tree.map(jnp.result_type, tree)
+    assert same(changed) == same(state)
+
+
+def test_what_tied_arcs_share_counts_once():
+    b = dj.GraphBuilder()
+    h = b.arc("stem", b.input("x"), "h0", nn.Dense(5))
+    h1 = b.arc("one", h, "h1", nn.Dense(5), tied="common")
+    h2 = b.arc("two", h1, "h2", nn.Dense(5), tied="common")
+    graph = b.build(outputs=b.arc("read", h2, "y", nn.Dense(2)))
+    params = dj.init(jax.random.key(0), graph, X).params
+    kept = lambda *off: parameters_kept(
+        {"params": None, "gates": {a.name: a.name not in off for a in graph.arcs}},
+        {"params": params}, graph,
+    )  # fmt: skip
+    stem, common, read = 6 * 5 + 5, 5 * 5 + 5, 5 * 2 + 2
+    assert kept() == kept("one") == stem + common + read
+    assert kept("one", "two") == stem + read
+
+
+def test_densities_fall_and_none_stands_twice():
+    model = dj.as_model(dj.zoo.mlp((5, 1), input_shape=(6,)))
+    with pytest.raises(ValueError, match="none twice"):
+        check_densities([0.5, 0.5], "weights", model, X)
+
+
+def test_without_the_random_control_nothing_is_said_of_it():
+    dense = np.linspace(2.0, 1.0, 5) + np.arange(10)[:, None]
+    found = verdict(dense, dense, None, range(5), margin=0.1)
+    assert (found.found, found.control, found.mcnemar) == (True, None, None)
+    assert "random" not in sentence({0.5: found})
+    shown = verdict(dense, dense, dense, range(5), margin=0.1)
+    assert "random" in sentence({0.5: shown})
+
+
+def test_a_narrow_network_as_wide_as_the_classes_is_trained_too():
+    """Units leave layers alone that are as wide as the output."""
+    setup = setup_of(dj.zoo.mlp((8, 3), input_shape=(6,)))._replace(prune="units")
+    narrow = narrowed(setup, 6 * 3 + 3 + 3 * 3 + 3, data_of(LABELS))
+    full = GRANULARITIES[narrow.prune].full
+    theta, _, outputs = narrow.model.shapes(X)
+    assert dj.masks.size(full(theta, outputs.shape[-1])) == 6 * 3 + 3 * 3

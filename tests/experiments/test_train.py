@@ -261,6 +261,7 @@ def test_batch_norm_equals_flax():
     )
     params, stats = (tree["Normed"] for tree in (start.theta["params"], start.state))
     x, y = jnp.asarray(TEACHER.x_train), jnp.asarray(TEACHER.y_train)
+    fixed = tiny.sample(CONFIG, TEACHER)
 
     @jax.jit
     def step(params, stats, index):
