@@ -224,6 +224,10 @@ TRAINED = {
         lambda p, x: x + p["g"] * (jax.nn.relu(x @ p["w"] + p["b"]) @ p["o"]),
         {"w": (3, 4), "b": (4,), "o": (4, 3), "g": jnp.zeros(3)}, (3,), {"b": ROW},
     ),
+    "a bias behind a zero of the program": Kind(
+        lambda p, x: jnp.square(0.0 * x[:, :1] + p["b"]) @ p["o"],
+        {"b": (5,), "o": (5, 2)}, (3,), {},
+    ),
     "a head of zeros": Kind(
         lambda p, x: jax.nn.relu(x @ p["w"]) @ p["o"],
         {"w": (3, 4), "o": jnp.zeros((4, 2))}, (3,), {},
@@ -318,6 +322,17 @@ def test_a_kept_bias_of_a_unit_without_inputs_is_a_constant_and_reported():
     small = cut(kind).net
     assert small.folded_entries == {"b": 1, "o": 2}
     assert "3 kept entries folded" in repr(small)
+
+
+def test_an_untied_kernel_loses_rows_where_a_constant_is_folded():
+    """Positions of the kernel alone, and channels that a bias makes constant."""
+    shapes = {"w": (3, 4), "b": (4,), "o": (5, 4, 2)}
+    fn = lambda p, x: jnp.tensordot(jnp.tanh(x @ p["w"] + p["b"]), p["o"], 2)
+    kind = Kind(fn, shapes, (5, 3), {"w": (..., 0), "o": (1,)})
+    small = cut(kind, coupled=False).net
+    assert small.params["o"].shape == (4, 3, 2)
+    x = kind.inputs()
+    np.testing.assert_allclose(small(x), want(kind, x), rtol=1e-4, atol=1e-5)
 
 
 SHAPED = {

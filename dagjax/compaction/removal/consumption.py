@@ -113,7 +113,7 @@ def needed(channels: Channels, facts: Facts) -> list[Equation]:
 def read_by(channels: Channels, facts: Facts) -> set[Any]:
     """The values that the outputs depend on, constants made of parameters too."""
     body, table = channels.body, facts.table
-    is_untrained = lambda v: table[facts.of[v].whole].trained == UNTRAINED
+    is_untrained = lambda v: table[facts.of[v].whole].trained <= UNTRAINED
     constant = {v for v in facts.constants if is_untrained(v)}
     equations = backward_slice(body.equations, body.outvars, stops=constant)
     ends = {v for v in body.outvars if not is_literal(v)}

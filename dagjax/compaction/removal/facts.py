@@ -7,11 +7,13 @@ that have this fact (behind a normalization removed channels all hold minus the 
 
 What may be frozen depends on where a fact comes from, so it is part of it:
 
-- `trained`: UNTRAINED, made of constants of the program and of masked entries alone;
-  LEAVES, made of parameters too, all of which are removed with their unit, or of state;
-  STAYS, made of a parameter that stays, which training may still change.
-- `silenced`: a zero has cut the data off. Only where this holds is it the mask that has
-  made a slice constant; a product of two learned matrices was one before.
+- `trained`: UNTRAINED, made of constants of the program and of masked entries alone
+  (MASKED: of masked entries only); LEAVES, made of parameters too, all of which are
+  removed with their unit, or of state; STAYS, made of a parameter that stays, which
+  training may still change.
+- `silenced`: a masked zero has cut the data off. Only where this holds is it the mask
+  that has made a slice constant; a product of two learned matrices was one before, and
+  so was what reads a zero that the program itself holds.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dagjax.jaxprs.program import Equation
 from dagjax.types import PyTree
 
 Array = np.ndarray
-UNTRAINED, LEAVES, STAYS = 0, 1, 2
+MASKED, UNTRAINED, LEAVES, STAYS = -1, 0, 1, 2
 UNKNOWN, ZERO = 0, 1
 ITSELF = -1  # an operand that has no such axis is its own slice
 _EXACT = 2**53  # larger integers are no float64
@@ -132,7 +134,7 @@ class Table:
 
     def is_zero(self, facts: Any) -> Any:
         """Zero for good: by a mask or the program, not by what is trained."""
-        return (self.columns[0][facts] == 0) & (self.columns[1][facts] == UNTRAINED)
+        return (self.columns[0][facts] == 0) & (self.columns[1][facts] <= UNTRAINED)
 
     def is_number(self, facts: Any) -> Any:
         """Whether slices equal numbers."""
@@ -150,7 +152,7 @@ class Table:
         """
         trained = np.maximum.reduce([self.columns[1][f] for f in facts])
         silenced = np.logical_or.reduce([self.columns[2][f] for f in facts])
-        return (trained == UNTRAINED) | ((trained == LEAVES) & silenced)
+        return (trained <= UNTRAINED) | ((trained == LEAVES) & silenced)
 
     def is_constant(self, facts: Any) -> Array:
         """Whether slices are numbers that may be frozen."""

@@ -16,7 +16,7 @@ from dagjax.compaction.channels.coupling import Channels
 from dagjax.compaction.channels.labels import Array
 from dagjax.compaction.channels.wires import End
 from dagjax.compaction.removal.consumption import may_fold, met, needed
-from dagjax.compaction.removal.evaluate import Kept, contract, expanded, take
+from dagjax.compaction.removal.evaluate import Kept, contract, expanded, present, take
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.interpret import evaluate
 from dagjax.jaxprs.program import Equation, Program, backward_slice, is_literal
@@ -122,18 +122,24 @@ class Recipe:
 def _constant(
     channels: Channels, facts: Facts, kept: Kept, equation: Equation, env: Any
 ) -> Any:
-    """`sum over removed k of left[..., k] right[k, ...]`, at the kept entries."""
+    """`sum over removed k of left[..., k] right[k, ...]`, at the kept entries.
+
+    Along other contracted axes an untied kernel may keep less than what it meets.
+    """
     pair, places = added(channels, facts, kept, equation)
-    contracted: dict[int, int] = dict(pair)
-    values = []
-    for operand, atom in enumerate(equation.eqn.invars):
-        x = atom.val if is_literal(atom) else env[atom]
-        for axis, present in enumerate(() if is_literal(atom) else kept(atom)):
-            if axis == contracted.get(operand):
-                x = take(x, places, axis)
-            elif present is not None:
-                x = take(x, present, axis)
-        values.append(x)
+    atoms = equation.eqn.invars
+    along = {
+        (i, axis): present(kept, atom, axis)
+        for i, atom in enumerate(atoms)
+        if not is_literal(atom)
+        for axis in range(atom.aval.ndim)
+    }
+    for one, two in channels.wires[equation].contracted:
+        both = np.intersect1d(along[one], along[two])
+        along[one] = along[two] = places if (one, two) == pair else both
+    values = [atom.val if is_literal(atom) else env[atom] for atom in atoms]
+    for (i, axis), indices in along.items():
+        values[i] = take(values[i], indices, axis)
     y = contract(equation, values)
     untied = equation in channels.untied
     return expanded(channels, kept, equation, y) if untied else y

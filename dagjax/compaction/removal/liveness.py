@@ -24,9 +24,9 @@ from dagjax.compaction.removal.consumption import (
 )
 from dagjax.compaction.removal.facts import (
     LEAVES,
+    MASKED,
     STAYS,
     UNTRAINED,
-    ZERO,
     Fact,
     Table,
     same_axes,
@@ -146,8 +146,11 @@ def facts_of(channels: Channels, given: Sequence[Given]) -> Facts:
 
 def _leaf_fact(table: Table, axes: Given, rank: int) -> Fact:
     """The facts of one leaf; an entry stays only if it stays along all axes."""
-    whole, slices = ZERO, [table.entries(*axis) for axis in axes]
-    if not any(table.is_zero(facts).all() for facts in slices):
+    slices = [table.entries(*axis) for axis in axes]
+    if any(table.is_zero(facts).all() for facts in slices):
+        by_mask = min(int(axis[1].min(initial=UNTRAINED)) for axis in axes)
+        whole = table.entry(0.0, by_mask)
+    else:
         trained = min(int(axis[1].max(initial=UNTRAINED)) for axis in axes)
         whole = table.entry(np.nan, trained)
     alone = rank == 1 and len(slices[0]) and (slices[0] == slices[0][0]).all()
@@ -235,6 +238,8 @@ class _Search:
         values = self._numbers(leaf, alive[0]) if constants else None
         axes = []
         for axis, slices in enumerate(alive):
+            by_mask = _touched(self.masks[leaf], axis, len(slices))
+            zero = np.where(by_mask, MASKED, UNTRAINED)
             leaves = (
                 removed[self.axes[leaf][axis]] if self.axes[leaf] else np.zeros(1, bool)
             )
@@ -242,7 +247,7 @@ class _Search:
             number = np.where(leaves, number, np.nan)
             trained = np.where(leaves, LEAVES, stays)
             dead = np.stack(
-                [np.where(slices, number, 0.0), np.where(slices, trained, UNTRAINED)]
+                [np.where(slices, number, 0.0), np.where(slices, trained, zero)]
             )
             axes.append(dead)
         return tuple(axes)
@@ -266,6 +271,13 @@ def _along(mask: Array | None, axis: int, size: int) -> Array:
     if mask is None:
         return np.ones(size, bool)
     return np.atleast_1d(mask.any(tuple(d for d in range(mask.ndim) if d != axis)))
+
+
+def _touched(mask: Array | None, axis: int, size: int) -> Array:
+    """Which slices have an entry that is masked."""
+    if mask is None:
+        return np.zeros(size, bool)
+    return _along(~np.asarray(mask), axis, size)
 
 
 def _cleared(

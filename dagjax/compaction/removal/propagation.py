@@ -21,6 +21,7 @@ from dagjax.compaction.channels.indexing import CLIPPED
 from dagjax.compaction.channels.wires import Joined, New, Same
 from dagjax.compaction.removal.facts import (
     ITSELF,
+    MASKED,
     UNKNOWN,
     UNTRAINED,
     ZERO,
@@ -282,16 +283,19 @@ class Facts(Abstract[Fact]):
         )
 
     def _zero(self, kind: Sequence[int]) -> int:
-        """A product with a zero: silenced if it is not a parameter that it meets."""
+        """A product with a zero: silenced if a masked one meets no mere parameter."""
         table = self.table
+        zeros = [table[fact] for fact in kind if fact >= 0 and table.is_zero(fact)]
+        by_mask = any(zero.trained == MASKED or zero.silenced for zero in zeros)
 
         def is_cut_off(fact: int) -> bool:
             if fact < 0 or not table.is_fixed(fact):
                 return True  # data
-            untrained = table[fact].trained == UNTRAINED and not table.is_zero(fact)
+            untrained = table[fact].trained <= UNTRAINED and not table.is_zero(fact)
             return table[fact].silenced or bool(untrained)
 
-        return table.entry(0.0, UNTRAINED, any(map(is_cut_off, kind)))
+        origin = min(zero.trained for zero in zeros)
+        return table.entry(0.0, origin, by_mask and any(map(is_cut_off, kind)))
 
     def _evaluated(self, equation: Equation, kinds: list[tuple[int, ...]]) -> list[int]:
         """What a primitive makes of numbers."""
@@ -359,9 +363,8 @@ class Facts(Abstract[Fact]):
     def _summed(self, terms: Array) -> int:
         """The fact of a sum of slices."""
         if self.table.is_zero(terms).all():
-            return self.table.entry(
-                0.0, UNTRAINED, bool(self.table.columns[2][terms].all())
-            )
+            trained, silenced = (c[terms] for c in self.table.columns[1:3])
+            return self.table.entry(0.0, int(trained.max()), bool(silenced.all()))
         live = terms[~self.table.is_zero(terms)]
         if not self.table.is_fixed(live).all():
             return UNKNOWN
