@@ -273,3 +273,21 @@ def test_networks_are_functions_for_jit():
     x = jnp.ones((2, 4))
     for one in (net, dj.compact(net, dj.masks.full(net.params)).net):
         assert jnp.allclose(jax.jit(one)(x), net(x))
+
+
+def test_shapes_without_values_are_refused_by_name():
+    """Units and costs need none."""
+    graph = dj.series(nn.Dense(6), nn.relu, nn.Dense(2))
+    make = lambda: dj.init(jax.random.key(0), graph, jnp.ones((2, 4)))
+    net = jax.eval_shape(make)
+    mask = jax.tree.map(lambda p: np.ones(p.shape, bool), net.params)
+    assert dj.units(net).channels["Dense"].size == 6
+    assert dj.cost(net, latency=False)[""].params == 44
+    for ask in (
+        lambda: dj.prune_units(net, density=0.5),
+        lambda: dj.compact(net, mask),
+        lambda: dj.sparsify(net, mask),
+        lambda: dj.save(net, "/nowhere/net.zip"),
+    ):
+        with pytest.raises(dj.CompactionError, match="a shape and no values"):
+            ask()

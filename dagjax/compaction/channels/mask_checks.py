@@ -81,6 +81,21 @@ def network(net: Network) -> Network:
     return net
 
 
+def with_values(net: Network) -> Network:
+    """The network, whose parameters are arrays and not shapes alone.
+
+    Raises:
+        CompactionError: If one has no values, as under `jax.eval_shape`.
+    """
+    for name, x in named(network(net).params).items():
+        if isinstance(x, jax.ShapeDtypeStruct):
+            raise CompactionError(
+                f"{name} has a shape and no values: give the network its parameters "
+                "(net.replace(params=...)); units, costs and tables need none"
+            )
+    return net
+
+
 def no_network(net: Network) -> CompactionError:
     """What is said of anything else."""
     return CompactionError(

@@ -18,7 +18,7 @@ import numpy as np
 from jax import export
 
 from dagjax.compaction.channels.coupling import Channels, CompactionError
-from dagjax.compaction.channels.mask_checks import named, network
+from dagjax.compaction.channels.mask_checks import named, with_values
 from dagjax.compaction.channels.traced_network import (
     batch_of,
     example_of,
@@ -131,7 +131,7 @@ def save(
     """
     sizes, where = _sizes(batch_sizes), _platforms(platforms)
     _check_batch(net)
-    arrays = _arrays(named(network(net).params))
+    arrays = _arrays(named(with_values(net).params))
     kinds = {name: str(x.dtype) for name, x in arrays.items()}
     meta = {"format": _FORMAT, "batch_sizes": sizes, "dtypes": kinds}
     programs = {n: bytes(_exported(net, n, where).serialize()) for n in sizes}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dagjax.compaction.channels.mask_checks import with_values
 from dagjax.compaction.channels.traced_network import (
     TracedNetwork,
     example_of,
@@ -152,7 +153,7 @@ def sparsify(net: Network, mask: Mask, *, force: bool = False) -> Sparse:
         >>> bool(jnp.allclose(net(x), full(x), atol=1e-5))
         True
     """
-    source, flat = traced_network_of(net), mask_leaves(net, mask)
+    source, flat = traced_network_of(with_values(net)), mask_leaves(net, mask)
     leaves = jax.tree.leaves((net.params, net.state))
     leaves = masked(leaves, flat)
     named = jax.tree_util.tree_leaves_with_path(net.params)

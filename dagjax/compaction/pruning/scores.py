@@ -18,7 +18,7 @@ import numpy as np
 from dagjax.compaction.channels.arc_units import ARCS
 from dagjax.compaction.channels.coupling import CompactionError
 from dagjax.compaction.channels.labels import Array
-from dagjax.compaction.channels.mask_checks import leaves_like, named
+from dagjax.compaction.channels.mask_checks import leaves_like, named, with_values
 from dagjax.compaction.channels.units import Units, units
 from dagjax.graph.core.network import Network
 from dagjax.types import Params, PyTree
@@ -52,7 +52,7 @@ def unit_scores(
                 f"no score {scores!r}; by name there are {', '.join(REDUCTIONS)}, and "
                 "dj.scores has others, as trees like net.params"
             )
-        reduce, scores = scores, net.params
+        reduce, scores = scores, with_values(net).params
     if _are_of_groups(scores, known, net.params):
         by_group = _of_groups(scores, known)
     elif _are_of_arcs(scores, known):

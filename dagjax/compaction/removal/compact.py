@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dagjax.compaction.channels.coupling import CompactionError
-from dagjax.compaction.channels.mask_checks import leaves_like, named
+from dagjax.compaction.channels.mask_checks import leaves_like, named, with_values
 from dagjax.compaction.channels.traced_network import TracedNetwork, traced_network_of
 from dagjax.compaction.removal.checks import refuse_random, refuse_training
 from dagjax.compaction.removal.compacted import Cutting, Small
@@ -84,7 +84,7 @@ def compact(
     """
     if verify not in (True, False, "gradients"):
         raise CompactionError(f'verify is True, False or "gradients", got {verify!r}')
-    source = traced_network_of(net)
+    source = traced_network_of(with_values(net))
     refuse_training(net)
     leaves, flat, live = settled(net, mask, source, coupled)
     refuse_random(source, flat)
