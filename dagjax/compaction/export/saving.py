@@ -27,6 +27,7 @@ from dagjax.compaction.channels.traced_network import (
 )
 from dagjax.compaction.export.sparsify import DenseEvaluation
 from dagjax.graph.core.network import Network
+from dagjax.jaxprs.versions import shape_of
 from dagjax.types import Params, PyTree
 
 _FORMAT = "dagjax network 1"
@@ -203,7 +204,7 @@ def _exported(
         args = jax.tree.leaves((net.replace(params=weights), xs))
         return DenseEvaluation().run(program, args)
 
-    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.items()}
+    shapes = {name: shape_of(x).update(weak_type=False) for name, x in leaves.items()}
     return export.export(jax.jit(run), platforms=platforms)(
         shapes, *jax.tree.leaves(inputs)
     )
