@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import io
 import itertools
 import os
@@ -21,6 +22,9 @@ _EXTRAS = "the command line needs more packages: pip install 'dagjax[all]'"
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; without arguments those of the process."""
+    if (sys.argv[1:] if args is None else args) == ["--version"]:
+        print(f"dagjax {importlib.metadata.version('dagjax')}")
+        return
     try:
         import tyro
     except ImportError:

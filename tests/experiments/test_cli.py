@@ -1,6 +1,7 @@
 """The command line: what it writes, and one line where it refuses."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -330,3 +331,8 @@ def test_the_second_start_compiles_nothing(started):
 def test_mutant_with_another_net_compiles(started):
     misses, _ = started["net"]
     assert misses > 10
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"dagjax {importlib.metadata.version('dagjax')}\n"

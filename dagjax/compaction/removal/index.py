@@ -199,11 +199,13 @@ def gather_host(x: Any, keep: tuple[Array | None, ...]) -> Array:
 
 
 def scatter(x: Array, keep: Any, shape: tuple[int, ...], fill: float) -> Any:
-    """Entries at their places in an array of the old shape."""
+    """Entries at their places in an array of the old shape, as `gather` takes them."""
     if all(k is None for k in keep):
         return x
-    places = [
-        np.arange(n) if k is None else k for n, k in zip(shape, keep, strict=True)
-    ]
-    full = jnp.full(shape, fill, x.dtype)
-    return full.at[np.ix_(*places)].set(x)
+    rows = zip(shape, keep, strict=True)
+    places = np.ix_(*(np.arange(n) if k is None else k for n, k in rows))
+    if isinstance(x, jax.core.Tracer):
+        return jnp.full(shape, fill, x.dtype).at[places].set(x)
+    full = np.full(shape, fill, x.dtype)
+    full[places] = x
+    return jax.device_put(full)
