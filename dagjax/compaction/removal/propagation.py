@@ -108,7 +108,7 @@ class Facts(Abstract[Fact]):
             results = [*map(_unknown, results)]
         if rule is not None:
             made = (_unknown(results[i]) for i in rule.results)
-            self.run(rule.program, [*values, *made])
+            self._pulled(rule, [*values, *made])
         return results
 
     def _agrees(self, rule: Pullback, values: list[Fact], results: list[Fact]) -> bool:
@@ -123,11 +123,16 @@ class Facts(Abstract[Fact]):
                     Fact((None,) * len(results[j].axes), ZERO) for j in rule.results
                 ]
                 zeros[place] = cotangent
-                pulled = self.run(rule.program, [*values, *zeros])
+                pulled = self._pulled(rule, [*values, *zeros])
                 given = (values[j] for j in rule.operands)
                 if not all(map(self._stays_inside, pulled, given)):
                     return False
         return True
+
+    def _pulled(self, rule: Pullback, facts: list[Fact]) -> list[Fact]:
+        rows = zip(facts, rule.program.invars, strict=True)
+        given = [self._settled(fact, v.aval.shape) for fact, v in rows]
+        return self.run(rule.program, given)
 
     def _of_numbers(self, fact: Fact) -> Iterator[Fact]:
         """Cotangents of the slices that are numbers, axis by axis."""
