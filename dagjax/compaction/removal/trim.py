@@ -15,9 +15,9 @@ def trim(net: Network, mask: Mask) -> Params:
     """Switch off what a mask has made dead: what nothing reads, or nothing feeds.
 
     A unit is dead if all its writers are zero (and it emits nothing), or all that read
-    it are; that may kill others, to a fixpoint. A zombie, fed by nothing but emitting a
-    constant, keeps what makes the constant. The function of the network stays the same,
-    whatever the dead entries hold.
+    it are; that may kill others, to a fixpoint. A constant unit, which nothing feeds
+    but which emits a constant, keeps what makes it. The function of the network
+    stays the same, whatever the dead entries hold.
 
     Args:
         net: A DAG, or a compacted network.
