@@ -7,7 +7,8 @@ and mix indices that the call keeps apart. Whoever asks what a call reads asks b
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,39 +68,44 @@ class Pullbacks:
         """
         eqn = equation.eqn
         depends = lambda i: not is_literal(a := eqn.invars[i]) and a not in constant
-        operands = tuple(filter(depends, _moving(eqn.invars)))
-        results = _moving(eqn.outvars)
+        operands = tuple(filter(depends, moving(eqn.invars)))
+        results = moving(eqn.outvars)
         shapes = [shape_of(v.aval) for v in eqn.invars]
         shapes += [shape_of(eqn.outvars[i].aval) for i in results]
         rule = map(id, eqn.params.values())  # the equation keeps them alive
         key = (operands, *shapes, *rule)
         if key not in self._traced:
-            self._traced[key] = _traced(eqn, operands, shapes)
+            run = functools.partial(pull, eqn, operands, results)
+            try:
+                self._traced[key] = jax.make_jaxpr(run)(*shapes)
+            except Exception:  # the rule is the user's own code: there is none
+                self._traced[key] = None
         if (closed := self._traced[key]) is None:
             return None
         return Pullback(program_of(closed, PLAIN | CALLS), operands, results)
 
 
-def _traced(eqn: Any, operands: tuple[int, ...], shapes: list[Any]) -> Any:
-    count = len(eqn.invars)
+def pull(eqn: Any, operands: Sequence[int], results: Sequence[int], *args: Any) -> Any:
+    """The cotangents of some operands of a call.
 
-    def pull(*args: Any) -> Any:
-        primals, cotangents = [*args[:count]], args[count:]
+    Args:
+        eqn: The call.
+        operands: Which.
+        results: Which results the cotangents given are of.
+        *args: All operands, then the cotangents.
+    """
+    primals, cotangents = [*args[: len(eqn.invars)]], args[len(eqn.invars) :]
 
-        def call(*moved: Any) -> Any:
-            for i, x in zip(operands, moved, strict=True):
-                primals[i] = x
-            return [bind_whole(eqn, *primals)[i] for i in _moving(eqn.outvars)]
+    def call(*moved: Any) -> Any:
+        given = dict(zip(operands, moved, strict=True))
+        made = bind_whole(eqn, *(given.get(i, x) for i, x in enumerate(primals)))
+        return [made[i] for i in results]
 
-        return jax.vjp(call, *(primals[i] for i in operands))[1]([*cotangents])
-
-    try:
-        return jax.make_jaxpr(pull)(*shapes)
-    except Exception:  # the rule is the user's own code: whatever it raises, no rule
-        return None
+    return jax.vjp(call, *(primals[i] for i in operands))[1]([*cotangents])
 
 
-def _moving(atoms: list[Atom]) -> tuple[int, ...]:
+def moving(atoms: Sequence[Atom]) -> tuple[int, ...]:
+    """Which values have tangents and cotangents: those of floats."""
     return tuple(
         i for i, v in enumerate(atoms) if jnp.issubdtype(v.aval.dtype, jnp.inexact)
     )

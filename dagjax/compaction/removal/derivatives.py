@@ -17,7 +17,8 @@ from dagjax.compaction.removal.facts import UNKNOWN, Fact, Table, UnknownSliceEr
 from dagjax.compaction.removal.propagation import Facts
 from dagjax.jaxprs.interpret import bind_whole
 from dagjax.jaxprs.program import program_of
-from dagjax.jaxprs.versions import Atom, Eqn, shape_of
+from dagjax.jaxprs.pullback import moving, pull
+from dagjax.jaxprs.versions import Eqn, shape_of
 from dagjax.types import PyTree
 
 Run = Callable[..., Any]
@@ -73,19 +74,19 @@ def forward(eqn: Any, run: Run, ins: list[End], outs: list[End]) -> Run:
         outs: What is cut of its results.
     """
     call = jax.custom_jvp(lambda *args: tuple(run(*args)))
-    moving = [i for i, v in enumerate(eqn.invars) if _is_inexact(v)]
+    inexact = moving(eqn.invars)
 
     def push(*args: PyTree) -> Any:
         primals, given = args[: len(ins)], iter(args[len(ins) :])
         tangents = [
-            next(given) if i in moving else _still(x) for i, x in enumerate(primals)
+            next(given) if i in inexact else _still(x) for i, x in enumerate(primals)
         ]
         return jax.jvp(functools.partial(bind_whole, eqn), primals, tuple(tangents))
 
     @call.defjvp
     def _rule(primals: Array, tangents: Array) -> Any:
-        small = cut_like(push, [*ins, *(ins[i].moving() for i in moving)])
-        results = small(*primals, *(tangents[i] for i in moving))
+        small = cut_like(push, [*ins, *(ins[i].moving() for i in inexact)])
+        results = small(*primals, *(tangents[i] for i in inexact))
         return tuple(results[: len(outs)]), tuple(results[len(outs) :])
 
     return call
@@ -102,15 +103,6 @@ def backward(eqn: Eqn, run: Run, ins: list[End], outs: list[End]) -> Run:
     """
     call = jax.custom_vjp(lambda *args: tuple(run(*args)))
 
-    def pull(moving: list[int], *args: PyTree) -> Any:
-        primals, cotangents = args[: len(ins)], args[len(ins) :]
-
-        def of_moving(*moved: Any) -> Any:
-            given = dict(zip(moving, moved, strict=True))
-            return bind_whole(eqn, *(given.get(i, x) for i, x in enumerate(primals)))
-
-        return jax.vjp(of_moving, *(primals[i] for i in moving))[1]([*cotangents])
-
     def ahead(*args: PyTree) -> Any:
         primals = tuple(jnp.asarray(x.value) for x in args)
         return call(*primals), (
@@ -121,17 +113,16 @@ def backward(eqn: Eqn, run: Run, ins: list[End], outs: list[End]) -> Run:
     def back(residuals: Any, cotangents: Any) -> Any:
         """To what was closed over no cotangent may be asked for: a rule gives none."""
         primals, perturbed = residuals
-        moving = [i for i, p in enumerate(perturbed) if p is not None]
-        moving = [i for i in moving if _is_inexact(eqn.invars[i])]
+        asked = [i for i in moving(eqn.invars) if perturbed[i] is not None]
         ends = [*ins, *(end.moving() for end in outs)]
         given = [*primals, *map(_instantiated, cotangents)]
-        rule = functools.partial(pull, moving)
+        rule = functools.partial(pull, eqn, asked, range(len(outs)))
         try:
             found = cut_like(rule, ends)(*given)
         except (UnknownSliceError, CompactionError):  # of the rule; the call is cut
             whole = rule(*(end.whole(x) for end, x in zip(ends, given, strict=True)))
-            found = [x[ins[i].places] for i, x in zip(moving, whole, strict=True)]
-        gradients = dict(zip(moving, found, strict=True))
+            found = [x[ins[i].places] for i, x in zip(asked, whole, strict=True)]
+        gradients = dict(zip(asked, found, strict=True))
         return tuple(gradients.get(i) for i in range(len(primals)))
 
     call.defvjp(ahead, back, symbolic_zeros=True)
@@ -161,10 +152,6 @@ def _slices(table: Table, values: Array | None) -> Array | None:
     if values is None:
         return None
     return np.where(np.isnan(values), UNKNOWN, table.entries(values))
-
-
-def _is_inexact(atom: Atom) -> bool:
-    return jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 
 def _instantiated(x: Any) -> Any:
